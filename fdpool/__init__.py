@@ -1,0 +1,69 @@
+"""fdpool: hand over handles, not bytes.
+
+Run Python work in other Linux processes from trio, with any file descriptor as an argument or a result.
+
+     examples/      workers/                  programs
+        |              |
+     pool                                     what a user opens
+        |
+     supervisor                               which processes, when, how many
+     ┌──┴───────────┐
+     process/      memory/                    one worker's life | pickling with buffers and handles
+     └──┬───────────┘
+     channel  doorbell                        trio: waiting and cancelling
+        |
+     transport                                messages with handles over one socket, never waiting
+     ┌──┴───────────┐
+     kernel/       protocol/                  syscalls, synchronous | bytes and states, no I/O
+     └──┬───────────┘
+     errors
+
+     worker/   what runs inside a worker: everything below trio
+
+Names resolve on first use, so that `import fdpool` costs a worker no trio.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "errors": (
+        "FdLimitError",
+        "LocalProtocolError",
+        "PoolBroken",
+        "ProtocolError",
+        "RemoteError",
+        "RemoteProtocolError",
+        "WorkerDied",
+        "WorkerStartError",
+    ),
+    "kernel": (
+        "EventFd",
+        "MemFd",
+        "OwnedFd",
+        "PidFd",
+        "Seal",
+        "recv_with_fd",
+        "recv_with_fds",
+        "send_with_fd",
+        "send_with_fds",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

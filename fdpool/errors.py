@@ -1,0 +1,170 @@
+"""What can go wrong, as types that somebody catches separately.
+
+Where one of trio's or Python's own exceptions says it already (`trio.ClosedResourceError`,
+`trio.BrokenResourceError`, `ValueError`, a plain `OSError`), that one is raised instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal as signals
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ProtocolError(Exception):
+    """A rule of an fdpool protocol was broken; the subclasses say by whom."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side tried something that the current state does not allow."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol does not allow.
+
+    Attributes:
+      data: The bytes of the offending message, as far as they arrived. Its descriptors are closed.
+    """
+
+    def __init__(self, message: str, data: bytes = b"") -> None:
+        super().__init__(message)
+        self.data = data
+
+
+class FdLimitError(OSError):
+    """Descriptors were lost on arrival because this process may not open any more (`EMFILE`).
+
+    The kernel delivers the bytes, installs as many descriptors as fit, and discards the rest; what did
+    arrive has been closed, since half a message's handles are of no use. Raise the limit (`ulimit -n`,
+    `resource.setrlimit`) or hold fewer descriptors open.
+
+    Attributes:
+      data: The bytes that came with them.
+      limit: This process's soft `RLIMIT_NOFILE`.
+      in_use: How many descriptors it had open.
+    """
+
+    def __init__(self, message: str, data: bytes = b"", limit: int = 0, in_use: int = 0) -> None:
+        super().__init__(errno.EMFILE, message)
+        self.data = data
+        self.limit = limit
+        self.in_use = in_use
+
+    def __str__(self) -> str:
+        return f"{self.strerror}: {self.in_use} of at most {self.limit} descriptors (RLIMIT_NOFILE) were open"
+
+    def __reduce__(self) -> tuple[type[FdLimitError], tuple[str, bytes, int, int]]:
+        return type(self), (self.strerror or "", self.data, self.limit, self.in_use)
+
+
+class WorkerDied(Exception):  # noqa: N818 - the name users know it by
+    """The worker running a call ended before it answered. Only that call is affected.
+
+    Attributes:
+      pid: The worker's process id.
+      exitcode: What it exited with, or None if a signal ended it.
+      signal: The signal that ended it, or None if it exited.
+      task: The qualified name of the function it was running.
+      stderr_tail: The last lines it wrote to its captured stderr; empty where stderr is not captured.
+    """
+
+    def __init__(
+        self, pid: int, exitcode: int | None, signal: int | None, task: str, stderr_tail: str = "", note: str = ""
+    ) -> None:
+        super().__init__(pid, exitcode, signal, task, stderr_tail, note)
+        self.pid = pid
+        self.exitcode = exitcode
+        self.signal = signal
+        self.task = task
+        self.stderr_tail = stderr_tail
+        self.note = note
+
+    def __str__(self) -> str:
+        note = f" ({self.note})" if self.note else ""
+        tail = f"; its last words:\n{self.stderr_tail}" if self.stderr_tail else ""
+        return f"worker {self.pid} {describe_exit(self.exitcode, self.signal)} while running {self.task}{note}{tail}"
+
+
+class WorkerStartError(Exception):
+    """A worker could not be started, or ended before it was ready."""
+
+
+class PoolBroken(Exception):  # noqa: N818 - the name users know it by
+    """Workers kept dying outside of any call, more often than the restart policy allows.
+
+    Attributes:
+      exits: What ended the last workers, oldest first.
+    """
+
+    def __init__(self, message: str, exits: Sequence[str] = ()) -> None:
+        super().__init__(message, tuple(exits))
+        self.exits = tuple(exits)
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  {line}" for line in self.exits)
+        return f"{self.args[0]}{lines}"
+
+
+class RemoteError(Exception):
+    """An exception from a worker that cannot be rebuilt here, told in words.
+
+    Attributes:
+      type_name: The qualified name of the exception's class.
+      text: What `str()` said of it over there.
+      traceback: The formatted traceback from the worker.
+    """
+
+    def __init__(self, type_name: str, text: str, traceback: str) -> None:
+        super().__init__(type_name, text, traceback)
+        self.type_name = type_name
+        self.text = text
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.text}\n\n{self.traceback}"
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - a traceback in an exception's clothes, for the chain of causes
+    """The traceback of an exception as the worker saw it; the `__cause__` of the exception raised here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"
+
+
+def describe_exit(exitcode: int | None, signal: int | None) -> str:
+    """Say how a process ended, in words: 'was killed by SIGKILL', 'exited with code 3'."""
+    if signal is not None:
+        return f"was killed by {signal_name(signal)}"
+    if exitcode is None:
+        return "ended, and somebody else collected its exit status"
+    return f"exited with code {exitcode}"
+
+
+def signal_name(number: int) -> str:
+    """Return a signal's name; realtime signals have none, so they are named by their distance from the first."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signals.SIGRTMIN}"
+
+
+def fd_limit_error(message: str, data: bytes = b"") -> FdLimitError:
+    """Build the error for descriptors that did not arrive, with this process's figures in it."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        # The directory being listed is itself one of the entries.
+        in_use = len(os.listdir("/proc/self/fd")) - 1
+    except OSError:
+        # With no descriptor free even the listing fails; and then every one is in use.
+        in_use = limit
+    return FdLimitError(message, data, limit, in_use)

@@ -1,0 +1,27 @@
+"""What holds after every test: no descriptor, process, memory or thread is left behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.leaks import children, open_descriptors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail the test that leaves a descriptor, a child process or a thread."""
+    gc.collect()
+    before, threads = open_descriptors(), set(threading.enumerate())
+    yield
+    gc.collect()
+    leaked = {number: name for number, name in open_descriptors().items() if before.get(number) != name}
+    assert not leaked, f"descriptors left open: {leaked}"
+    assert not children(), f"processes left: {children()}"
+    assert set(threading.enumerate()) <= threads, "threads left running"

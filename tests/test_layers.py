@@ -1,0 +1,80 @@
+"""The layers hold: each part of fdpool imports only what the table allows."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fdpool
+
+PACKAGE = Path(fdpool.__file__).parent
+
+# What each part may import of fdpool, at run time and for types alike. The picture is in docs/design.md.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "kernel": {"errors"},
+    "protocol": {"errors"},
+    "transport": {"kernel", "protocol", "errors"},
+    "channel": {"transport", "kernel", "protocol", "errors"},
+    "doorbell": {"kernel", "errors"},
+    "memory": {"kernel", "protocol", "errors"},
+    "process": {"channel", "kernel", "protocol", "errors"},
+    "supervisor": {"process", "channel", "kernel", "protocol", "errors"},
+    "pool": {"supervisor", "process", "memory", "channel", "kernel", "protocol", "errors"},
+    "worker": {"transport", "memory", "kernel", "protocol", "errors"},
+}
+# Parts that a worker loads, where trio may only be imported inside a function.
+WITHOUT_TRIO = {"errors", "kernel", "protocol", "transport", "memory", "worker"}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_the_layers_below(path: Path) -> None:
+    part = part_of(path)
+    used = {name.split(".")[1] for name in imported_names(ast.parse(path.read_text())) if name.startswith("fdpool.")}
+    assert used - {part} <= ALLOWED[part]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules() if part_of(path) in WITHOUT_TRIO],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_what_a_worker_loads_imports_no_trio_at_the_top(path: Path) -> None:
+    top = ast.Module([node for node in ast.parse(path.read_text()).body if not is_for_types(node)], [])
+    statements: list[ast.stmt] = [node for node in top.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any(name.split(".")[0] == "trio" for name in imported_names(ast.Module(statements, [])))
+
+
+def is_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def test_the_table_has_no_way_round() -> None:
+    def below(part: str, path: tuple[str, ...] = ()) -> None:
+        assert part not in path, f"a cycle: {path}"
+        for lower in ALLOWED[part]:
+            below(lower, (*path, part))
+
+    for part in ALLOWED:
+        below(part)
