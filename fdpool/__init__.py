@@ -29,6 +29,8 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "channel": ("Channel", "open_channel_pair"),
+    "doorbell": ("Doorbell",),
     "errors": (
         "FdLimitError",
         "LocalProtocolError",
@@ -39,6 +41,10 @@ _HOMES = {
         "WorkerDied",
         "WorkerStartError",
     ),
+    "memory.handles": ("give",),
+    "pool": ("Pool", "open_pool"),
+    "protocol.restart": ("Backoff", "Restart"),
+    "transport": ("Message",),
     "kernel": (
         "EventFd",
         "MemFd",

@@ -1,0 +1,228 @@
+"""Channel: messages with typed handles between two processes, for trio."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Self
+
+import trio
+
+from fdpool.transport import TRY_LATER, Message, Outgoing, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from typing_extensions import Buffer
+
+    from fdpool.kernel import HasFileno
+
+_PEER_GONE: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE})
+_FIRST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.1
+
+
+class Channel(trio.abc.AsyncResource):
+    """Messages over an AF_UNIX datagram socket, each with any number of handles of any kind. Owns the socket.
+
+    A message arrives whole or not at all, and messages arrive in order. One task may send while another
+    receives; two at once on either side is `trio.BusyResourceError`.
+
+    On `SOCK_DGRAM`, which `open_channel_pair` makes, the death of the peer is never readable: learn it from
+    a `PidFd`. A send to a peer that is gone fails. On `SOCK_SEQPACKET` the end is readable too, once nobody
+    else holds the peer's end. See unix(7).
+
+    Args:
+      sock: An AF_UNIX socket of type `SOCK_DGRAM` or `SOCK_SEQPACKET`, connected. Given up to the channel.
+
+    Raises:
+      ValueError: *sock* is of another family or type; it stays the caller's.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._transport = Transport(sock)
+        self._sending = _OneAtATime("another task is sending on this channel")
+        self._receiving = _OneAtATime("another task is receiving on this channel")
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor number, or -1 once closed."""
+        return self._transport.socket.fileno()
+
+    @trio.lowlevel.enable_ki_protection
+    async def send(self, payload: Buffer, handles: Sequence[HasFileno] = ()) -> None:
+        """Send *payload* and a duplicate of each handle in *handles*, as one message.
+
+        Waits while the peer's queue is full, and while too many descriptors are in flight.
+
+        Args:
+          payload: Any number of bytes, copied before this returns. From 64 KiB on they travel in a memfd.
+          handles: Anything with `fileno()`, delivered in this order. Lent for the call: the caller
+              still has to close its own.
+
+        Raises:
+          TypeError, ValueError: something in *handles* is not an open handle; nothing was sent.
+          trio.BusyResourceError: another task is sending on this channel.
+          trio.ClosedResourceError: this side was closed, before or during the call.
+          trio.BrokenResourceError: the peer closed its end; `__cause__` is the OSError.
+          OSError: a descriptor is not open (EBADF), or the kernel is out of room (ENOMEM); the channel still works.
+
+        Cancellation: always a checkpoint. After `trio.Cancelled` the peer never sees the message.
+        """
+        with self._sending:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check_open()
+            with self._transport.outgoing(payload, handles) as outgoing, self._errors():
+                pause = _FIRST_PAUSE
+                while outgoing.pending:
+                    try:
+                        self._send_next(outgoing)
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_writable(self._transport.socket)
+                    except OSError as exc:
+                        if exc.errno not in TRY_LATER:
+                            raise
+                        await trio.sleep(pause)
+                        pause = min(2 * pause, _LONGEST_PAUSE)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def send_nowait(self, payload: Buffer, handles: Sequence[HasFileno] = ()) -> None:
+        """Send like `send`, at once or not at all.
+
+        Raises:
+          trio.WouldBlock: the queue is full, or the message needs several datagrams; nothing was sent.
+        """
+        with self._sending:
+            self._check_open()
+            with self._transport.outgoing(payload, handles) as outgoing, self._errors():
+                if len(outgoing.pending) > 1:
+                    raise trio.WouldBlock
+                try:
+                    self._send_next(outgoing)
+                except BlockingIOError:
+                    raise trio.WouldBlock from None
+                except OSError as exc:
+                    if exc.errno in TRY_LATER:
+                        raise trio.WouldBlock from exc
+                    raise
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive(self) -> Message:
+        """Wait for the next message. Its handles are the caller's to close.
+
+        Raises:
+          trio.BusyResourceError: another task is receiving on this channel.
+          trio.ClosedResourceError: this side was closed, before or during the call.
+          trio.EndOfChannel: the peer of a `SOCK_SEQPACKET` channel closed its end.
+          trio.BrokenResourceError: the peer of a `SOCK_SEQPACKET` channel closed its end with messages unread.
+          FdLimitError: handles were lost because this process may open no more; its `data` is the payload. The
+              channel still works.
+          RemoteProtocolError: the message was malformed; its handles are closed. The channel still works.
+
+        Cancellation: always a checkpoint. After `trio.Cancelled` no message was taken.
+        """
+        with self._receiving:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while True:
+                try:
+                    message = self._receive_next()
+                except BlockingIOError:
+                    with self._errors():
+                        await trio.lowlevel.wait_readable(self._transport.socket)
+                else:
+                    if message is not None:
+                        break
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return message
+
+    def receive_nowait(self) -> Message:
+        """Return the next message if it is there.
+
+        Raises:
+          trio.WouldBlock: there is none, or only a part of one.
+        """
+        with self._receiving:
+            while True:
+                try:
+                    message = self._receive_next()
+                except BlockingIOError:
+                    raise trio.WouldBlock from None
+                if message is not None:
+                    return message
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    def close(self) -> None:
+        """Close this end at once; tasks that wait on it get `trio.ClosedResourceError`. May be called twice."""
+        if self._transport.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._transport.socket)
+        self._transport.close()
+
+    async def aclose(self) -> None:
+        """Close this end, as `close` does."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def __reduce__(self) -> tuple[type[Channel], tuple[socket.socket]]:
+        # Only a handoff can pickle the socket inside; everywhere else this is the TypeError that a socket gives.
+        return type(self), (self._transport.socket,)
+
+    def __repr__(self) -> str:
+        return f"<Channel {'closed' if self.fileno() < 0 else f'fd={self.fileno()}'}>"
+
+    def _check_open(self) -> None:
+        if self._transport.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this channel is closed")
+
+    def _send_next(self, outgoing: Outgoing) -> None:
+        self._check_open()
+        self._transport.send_next(outgoing, socket.MSG_DONTWAIT)
+
+    def _receive_next(self) -> Message | None:
+        self._check_open()
+        with self._errors():
+            try:
+                return self._transport.receive_next(socket.MSG_DONTWAIT)
+            except EOFError:
+                raise trio.EndOfChannel from None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what the kernel says of a peer that is gone into trio's words."""
+        try:
+            yield
+        except OSError as exc:
+            if exc.errno in _PEER_GONE:
+                raise trio.BrokenResourceError(f"the peer closed its end: {exc.strerror}") from exc
+            raise
+
+
+class _OneAtATime:
+    """Refuses a second task where two would get in each other's way."""
+
+    __slots__ = ("_message", "_taken")
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._taken = False
+
+    def __enter__(self) -> None:
+        if self._taken:
+            raise trio.BusyResourceError(self._message)
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
+
+
+def open_channel_pair() -> tuple[Channel, Channel]:
+    """Return the two ends of a new `SOCK_DGRAM` channel. Both are the caller's to close. See socketpair(2)."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    return Channel(left), Channel(right)

@@ -1,0 +1,149 @@
+"""The datagrams that carry a message: a fixed header, the kind of each handle, the payload.
+
+A message with more handles than one datagram takes is sent as several chunks. All its payload is in the
+first; a receiver that sees chunks out of order, or a new message before the last one is whole, knows that
+the rest will not come: datagrams of a socketpair arrive in order or not at all.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from fdpool.errors import RemoteProtocolError
+
+VERSION: Final = 1
+SPILLED: Final = 0x1
+"""Flag: the payload is the content of the first handle, a memfd, and not in the datagram."""
+
+MAX_INLINE_BYTES: Final = 64 * 1024
+"""The longest payload a datagram carries itself. A datagram must fit into the sender's SO_SNDBUF, 208 KiB by
+default; from 64 KiB on, copying through a memfd costs no more than copying through the socket (docs/performance.md)."""
+
+MAX_HANDLES_PER_DATAGRAM: Final = 253  # SCM_MAX_FD, unix(7)
+MAX_HANDLES: Final = 1 << 20
+
+_HEADER: Final = struct.Struct("<BBHIIQ")
+MAX_DATAGRAM_BYTES: Final = _HEADER.size + MAX_HANDLES_PER_DATAGRAM + MAX_INLINE_BYTES
+
+H = TypeVar("H")
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram(Generic[H]):
+    """One datagram to send: its bytes in pieces, and the handles that ride on it."""
+
+    pieces: tuple[bytes | memoryview, ...]
+    handles: list[H]
+
+
+def datagrams_for(
+    message_id: int, payload: bytes | memoryview, handles: list[H], kinds: bytes, *, spilled: bool = False
+) -> list[Datagram[H]]:
+    """Lay a message out as datagrams, in the order they must be sent.
+
+    Args:
+      message_id: Different from that of the message before it on the same socket.
+      payload: At most `MAX_INLINE_BYTES`; empty if *spilled*.
+      handles: What rides along; the memfd with the payload first, if *spilled*.
+      kinds: One byte for each handle: what it is.
+      spilled: Whether the payload is in the first handle.
+
+    Raises:
+      ValueError: too many handles, or a payload too long to be inline.
+    """
+    if len(handles) > MAX_HANDLES:
+        raise ValueError(f"{len(handles)} handles in one message: at most {MAX_HANDLES} can travel")
+    if len(payload) > MAX_INLINE_BYTES:
+        raise ValueError(f"a payload of {len(payload)} bytes: at most {MAX_INLINE_BYTES} travel inline")
+    flags = SPILLED if spilled else 0
+    count = max(1, -(-len(handles) // MAX_HANDLES_PER_DATAGRAM))
+    datagrams = []
+    for index in range(count):
+        part = slice(index * MAX_HANDLES_PER_DATAGRAM, (index + 1) * MAX_HANDLES_PER_DATAGRAM)
+        header = _HEADER.pack(VERSION, flags, len(kinds[part]), index, count, message_id)
+        pieces = (header, kinds[part]) if index else (header, kinds[part], payload)
+        datagrams.append(Datagram(pieces, handles[part]))
+    return datagrams
+
+
+@dataclass(slots=True)
+class Parts(Generic[H]):
+    """What has arrived of a message."""
+
+    message_id: int
+    chunks: int
+    payload: bytes
+    spilled: bool
+    kinds: bytearray = field(default_factory=bytearray)
+    handles: list[H] = field(default_factory=list)
+    arrived: int = 0
+    is_damaged: bool = False
+    """Whether handles of an earlier chunk were lost; the payload is still good."""
+
+
+class Assembler(Generic[H]):
+    """Puts the chunks of messages together again. It holds handles, and gives them all back one way or another."""
+
+    def __init__(self) -> None:
+        self._partial: Parts[H] | None = None
+
+    def feed(self, data: bytes, handles: list[H], *, damaged: bool = False) -> tuple[Parts[H] | None, list[H]]:
+        """Take in one datagram with its handles.
+
+        Args:
+          data: The whole datagram.
+          handles: What came with it; given up to the assembler.
+          damaged: Whether handles that belong to it were lost, and so none are in *handles*.
+
+        Returns:
+          The message if this was its last chunk, else None; and the handles of an earlier message that will never
+          be whole, for the caller to close.
+
+        Raises:
+          RemoteProtocolError: the datagram is malformed or out of order. *handles* stay the caller's.
+        """
+        count, index, chunks, message_id, spilled = _parse_header(data)
+        body = _HEADER.size + count
+        if not damaged and len(handles) != count:
+            raise RemoteProtocolError(f"the header declares {count} handles and {len(handles)} arrived", data)
+        stale, partial = self._stale_for(message_id, index, chunks, data)
+        if partial is None:
+            partial = Parts(message_id, chunks, data[body:], spilled)
+        partial.kinds += data[_HEADER.size : body]
+        partial.handles += handles
+        partial.arrived += 1
+        partial.is_damaged |= damaged
+        whole = partial.arrived == chunks
+        self._partial = None if whole else partial
+        return (partial if whole else None), stale
+
+    def clear(self) -> list[H]:
+        """Forget a message of which only some chunks arrived; return its handles for the caller to close."""
+        partial, self._partial = self._partial, None
+        return partial.handles if partial else []
+
+    def _stale_for(self, message_id: int, index: int, chunks: int, data: bytes) -> tuple[list[H], Parts[H] | None]:
+        """Find the message this chunk goes on with, and the handles of one it makes hopeless."""
+        partial = self._partial
+        if index == 0:
+            return self.clear(), None
+        if partial is None or (partial.message_id, partial.chunks, partial.arrived) != (message_id, chunks, index):
+            raise RemoteProtocolError(f"chunk {index} of {chunks} of message {message_id} is out of order", data)
+        return [], partial
+
+
+def _parse_header(data: bytes) -> tuple[int, int, int, int, bool]:
+    if len(data) < _HEADER.size:
+        raise RemoteProtocolError(f"a datagram of {len(data)} bytes is shorter than the header's {_HEADER.size}", data)
+    version, flags, count, index, chunks, message_id = _HEADER.unpack_from(data)
+    if version != VERSION:
+        raise RemoteProtocolError(f"a datagram of version {version}; this side speaks version {VERSION}", data)
+    if flags & ~SPILLED:
+        raise RemoteProtocolError(f"a datagram with flags {flags:#x}, of which {SPILLED:#x} is known", data)
+    if not index < chunks <= MAX_HANDLES // MAX_HANDLES_PER_DATAGRAM + 1:
+        raise RemoteProtocolError(f"a datagram that claims to be chunk {index} of {chunks}", data)
+    if len(data) < _HEADER.size + count:
+        raise RemoteProtocolError(f"a datagram of {len(data)} bytes cannot name the kinds of {count} handles", data)
+    return count, index, chunks, message_id, bool(flags & SPILLED)

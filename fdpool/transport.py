@@ -1,0 +1,218 @@
+"""Messages with handles over one datagram socket, never waiting by itself.
+
+The core that the trio `Channel` and the workers' blocking channel share: it packs and checks, and leaves
+it to its caller when to try again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Final, Self
+
+from fdpool.errors import FdLimitError, RemoteProtocolError, fd_limit_error
+from fdpool.kernel import HandleKind, HasFileno, MemFd, OwnedFd, handle_kind, recv_with_fds, send_with_fds
+from fdpool.kernel.descriptor import fd_number
+from fdpool.kernel.kind import into_typed
+from fdpool.protocol.datagram import MAX_DATAGRAM_BYTES, MAX_INLINE_BYTES, Assembler, Datagram, Parts, datagrams_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Buffer
+
+Handle = OwnedFd | socket.socket
+"""What a received handle is: `EventFd`, `MemFd`, `PidFd`, `socket.socket`, or a plain `OwnedFd` for all else."""
+
+TRY_LATER: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS})
+"""Errors of sendmsg(2) that pass by themselves and that no poll event announces: sleep, then try again."""
+
+_SOCKET_TYPES: Final = (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
+_READ_BYTES: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class Message:
+    """A message as received. The handles are the receiver's to close; `close()` or a `with` block closes them all.
+
+    Attributes:
+      payload: The bytes as they were sent.
+      handles: In the order they were sent, each of the class for its kind. Whoever takes one out of the list owns it.
+    """
+
+    payload: bytes
+    handles: list[Handle] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close every handle that is still in the list."""
+        close_all(self.handles)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Outgoing:
+    """A message on its way out. Handles are lent until it is closed."""
+
+    __slots__ = ("_spill", "pending")
+
+    def __init__(self, message_id: int, payload: Buffer, handles: Sequence[HasFileno]) -> None:
+        view = memoryview(payload).cast("B")
+        self._spill: MemFd | None = None
+        numbers = list(map(fd_number, handles))
+        kinds = bytes(map(handle_kind, numbers))
+        if view.nbytes > MAX_INLINE_BYTES:
+            self._spill = MemFd.from_bytes(view, name="fdpool-message")
+            view = view[:0]
+            numbers.insert(0, self._spill.fileno())
+            kinds = bytes([HandleKind.MEMFD]) + kinds
+        self.pending: list[Datagram[int]] = datagrams_for(
+            message_id, view, numbers, kinds, spilled=self._spill is not None
+        )
+        self.pending.reverse()
+
+    def close(self) -> None:
+        """Let go of the memory a long payload was put in."""
+        if self._spill is not None:
+            self._spill.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Transport:
+    """One end of a datagram socketpair, owned. Used by one task or thread in each direction at a time.
+
+    Raises:
+      ValueError: *sock* is not AF_UNIX of type `SOCK_DGRAM` or `SOCK_SEQPACKET`; it stays the caller's.
+    """
+
+    __slots__ = ("_assembler", "_buffer", "_ids", "_view", "socket")
+
+    def __init__(self, sock: socket.socket) -> None:
+        if sock.family != socket.AF_UNIX or sock.type not in _SOCKET_TYPES:
+            raise ValueError(
+                "a channel needs an AF_UNIX socket of type SOCK_DGRAM or SOCK_SEQPACKET, "
+                f"not {sock.family!r} of type {sock.type!r}"
+            )
+        self.socket = sock
+        self._ids = count()
+        self._assembler: Assembler[OwnedFd] = Assembler()
+        self._buffer = bytearray(MAX_DATAGRAM_BYTES)
+        self._view = memoryview(self._buffer)
+
+    def outgoing(self, payload: Buffer, handles: Sequence[HasFileno] = ()) -> Outgoing:
+        """Prepare a message for sending.
+
+        Raises:
+          TypeError, ValueError: something in *handles* has no descriptor, or is closed.
+          OSError: a descriptor is not open (EBADF), or there is no memory for a long payload.
+        """
+        return Outgoing(next(self._ids), payload, handles)
+
+    def send_next(self, outgoing: Outgoing, flags: int = 0) -> None:
+        """Send the next datagram of *outgoing*, which has one. May raise whatever sendmsg(2) does."""
+        datagram = outgoing.pending[-1]
+        send_with_fds(self.socket, datagram.pieces, datagram.handles, flags)
+        outgoing.pending.pop()
+
+    def receive_next(self, flags: int = 0) -> Message | None:
+        """Receive one datagram; return the message it completes, or None if more chunks are to come.
+
+        Raises:
+          BlockingIOError: nothing is there.
+          EOFError: the peer of a `SOCK_SEQPACKET` pair closed its end. On `SOCK_DGRAM` nothing ever says so.
+          FdLimitError: handles were lost because this process may open no more; its `data` is the message's payload.
+          RemoteProtocolError: the message is malformed. The socket can go on being used.
+        """
+        damaged = False
+        try:
+            nbytes, fds = recv_with_fds(self.socket, (self._buffer,), flags=flags | socket.MSG_TRUNC)
+            data = bytes(self._view[:nbytes])
+        except FdLimitError as exc:
+            nbytes, fds, data, damaged = len(exc.data), [], exc.data, True
+        try:
+            if nbytes > MAX_DATAGRAM_BYTES:
+                raise RemoteProtocolError(f"a datagram of {nbytes} bytes: at most {MAX_DATAGRAM_BYTES} are sent", data)
+            if not nbytes and self.socket.type == socket.SOCK_SEQPACKET:
+                raise EOFError("the peer closed its end")
+            parts, stale = self._assembler.feed(data, fds, damaged=damaged)
+        except BaseException:
+            close_all(fds)
+            raise
+        close_all(stale)
+        return None if parts is None else _finish(parts)
+
+    def close(self) -> None:
+        """Close the socket, and the handles of a message that was only half there."""
+        close_all(self._assembler.clear())
+        self.socket.close()
+
+
+def close_all(handles: list[Handle] | list[OwnedFd]) -> None:
+    """Close every handle and empty the list."""
+    while handles:
+        handles.pop().close()
+
+
+def _finish(parts: Parts[OwnedFd]) -> Message:
+    """Turn a whole message's descriptors into objects of the kinds its header declares."""
+    message = Message(parts.payload)
+    fds = parts.handles
+    try:
+        if parts.is_damaged:
+            # The caller learns whose handles were lost from the payload, which is always in the first datagram.
+            raise fd_limit_error(
+                f"a message came with {len(parts.kinds)} handles, and some did not arrive; the others were closed",
+                parts.payload,
+            )
+        _check_kinds(parts)
+        if parts.spilled:
+            message.payload = _read_spill(fds, parts)
+        fds.reverse()
+        kinds = parts.kinds[parts.spilled :]
+        for kind in kinds:
+            message.handles.append(into_typed(fds[-1], HandleKind(kind)))
+            fds.pop()
+    except BaseException:
+        close_all(fds)
+        message.close()
+        raise
+    return message
+
+
+def _check_kinds(parts: Parts[OwnedFd]) -> None:
+    for position, (declared, fd) in enumerate(zip(parts.kinds, parts.handles, strict=True)):
+        actual = handle_kind(fd.fileno())
+        if declared != actual:
+            raise RemoteProtocolError(
+                f"handle {position} is declared as {_kind_name(declared)} and is {_kind_name(actual)}", parts.payload
+            )
+
+
+def _kind_name(number: int) -> str:
+    return HandleKind(number).name if number in HandleKind.__members__.values() else f"kind {number}"
+
+
+def _read_spill(fds: list[OwnedFd], parts: Parts[OwnedFd]) -> bytes:
+    if not fds or parts.kinds[0] != HandleKind.MEMFD:
+        raise RemoteProtocolError("the payload should be in a memfd, and none came", parts.payload)
+    # Read, not mapped: a peer that shrinks it then shortens the payload instead of raising SIGBUS here.
+    with fds.pop(0) as spill:
+        return b"".join(_read_all(spill.fileno()))
+
+
+def _read_all(fd: int) -> Iterable[bytes]:
+    position = 0
+    while chunk := os.pread(fd, _READ_BYTES, position):
+        position += len(chunk)
+        yield chunk
