@@ -1,0 +1,1 @@
+"""Objects as they travel: pickled, with their handles beside them and their big buffers in a memfd."""
