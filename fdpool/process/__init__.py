@@ -1,0 +1,1 @@
+"""One worker's life: its start, its channel, its end."""

@@ -1,0 +1,86 @@
+"""WorkerProcess: one worker as its supervisor sees it."""
+
+from __future__ import annotations
+
+import mmap
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from fdpool.kernel import ExitStatus, PidFd
+from fdpool.protocol.page import ControlPage
+from fdpool.protocol.tasks import Operation, encode
+
+if TYPE_CHECKING:
+    from fdpool.channel import Channel
+
+
+class WorkerProcess:
+    """A running worker: its process, its end of the channel, its control page. Owns all three.
+
+    Attributes:
+      pid: Its process id, for people; signals go through the pidfd.
+      channel: Messages to and from it.
+      page: What it says about itself even when dead.
+      is_condemned: Whether it was killed, and so must get no more work.
+      answered_call: The number of the last call it answered; differs from `page.begun_call` while it runs one.
+      exited: Set once its exit status was collected, which is `status` then.
+    """
+
+    def __init__(self, pid: int, pidfd: PidFd, channel: Channel, memory: mmap.mmap) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.page = ControlPage(memory)
+        self._memory = memory
+        self.is_condemned = False
+        self.answered_call = 0
+        self.exited = trio.Event()
+        self.status: ExitStatus | None = None
+        self._pidfd = pidfd
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait_exit(self) -> ExitStatus:
+        """Wait until it has ended, and collect its exit status. For one task; others wait for `exited`.
+
+        Cancellation: the process runs on.
+        """
+        if self.status is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+            try:
+                self.status = self._pidfd.wait_exit()
+            except ChildProcessError:
+                # Somebody ignores SIGCHLD, or waits for any child there is, and took the status.
+                self.status = ExitStatus(self.pid)
+            self.exited.set()
+        else:
+            await trio.lowlevel.checkpoint()
+        return self.status
+
+    def kill(self) -> None:
+        """Kill it now. Nothing happens if it has ended."""
+        self.is_condemned = True
+        self._signal(signal.SIGKILL)
+
+    def ask_to_stop(self) -> None:
+        """Ask it to exit as soon as it is idle; a worker that cannot even be asked is killed."""
+        try:
+            self.channel.send_nowait(encode(Operation.STOP))
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError):
+            self.kill()
+
+    def close(self) -> None:
+        """Let go of everything. The process must have ended."""
+        self.channel.close()
+        self._pidfd.close()
+        self.page.close()
+        self._memory.close()
+
+    def _signal(self, number: int) -> None:
+        if self.status is None:
+            with suppress(ProcessLookupError):
+                self._pidfd.send_signal(number)
+
+    def __repr__(self) -> str:
+        return f"<WorkerProcess {self.pid if self.status is None else self.status}>"

@@ -1,0 +1,61 @@
+"""What a supervisor and a worker say to each other: a fixed header, then whatever the operation carries."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+from fdpool.errors import RemoteProtocolError
+
+
+class Operation(enum.IntEnum):
+    """The operations. The numbers travel: never reuse one."""
+
+    SETTINGS = 1
+    """To a worker, first of all: a pickled dict of how to be like the process that started it."""
+    RUN = 2
+    """To a worker: call number, then a packed (function, args, kwargs)."""
+    STOP = 3
+    """To a worker: exit when idle."""
+    READY = 16
+    """From a worker: it waits for calls."""
+    NOT_READY = 17
+    """From a worker: it cannot start; why, as text."""
+    BEGUN = 18
+    """From a worker: it has the handles of this call (only said if asked for)."""
+    RESULT = 19
+    """From a worker: the call returned; a packed value."""
+    ERROR = 20
+    """From a worker: the call raised; a packed (type name, text, traceback, pickled exception)."""
+
+
+REPORT_BEGUN: Final = 0x1
+"""Flag of `RUN`: say `BEGUN` once the call's handles have arrived."""
+
+_HEADER: Final = struct.Struct("<BBQ")
+HEADER_BYTES: Final = _HEADER.size
+
+FROM_WORKER: Final = frozenset(
+    {Operation.READY, Operation.NOT_READY, Operation.BEGUN, Operation.RESULT, Operation.ERROR}
+)
+TO_WORKER: Final = frozenset({Operation.SETTINGS, Operation.RUN, Operation.STOP})
+
+
+def encode(operation: Operation, call: int = 0, body: bytes = b"", flags: int = 0) -> bytes:
+    """Lay out one message's payload."""
+    return _HEADER.pack(operation, flags, call) + body
+
+
+def decode(payload: bytes, allowed: frozenset[Operation]) -> tuple[Operation, int, int, memoryview]:
+    """Take a payload apart into operation, flags, call number and body.
+
+    Raises:
+      RemoteProtocolError: it is too short, or its operation is none of *allowed*.
+    """
+    if len(payload) < _HEADER.size:
+        raise RemoteProtocolError(f"a message of {len(payload)} bytes is shorter than its header", payload)
+    number, flags, call = _HEADER.unpack_from(payload)
+    if number not in allowed:
+        raise RemoteProtocolError(f"operation {number} is not one the peer may ask for", payload)
+    return Operation(number), flags, call, memoryview(payload)[_HEADER.size :]

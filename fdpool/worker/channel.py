@@ -1,0 +1,92 @@
+"""The worker's end of its channel: the same messages as `fdpool.Channel`, waiting by blocking the thread."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from fdpool.transport import TRY_LATER, Message, Outgoing, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fdpool.kernel import HasFileno, PidFd
+
+_PAUSE: Final = 0.005
+
+
+class SupervisorGone(Exception):  # noqa: N818 - an end, not an error
+    """The process at the other end is dead."""
+
+
+class BlockingChannel:
+    """Messages to and from the supervisor. Owns the socket; *supervisor* is lent for its lifetime.
+
+    A datagram pair says nothing of a dead peer, so every wait watches the supervisor's pidfd as well.
+    """
+
+    def __init__(self, sock: socket.socket, supervisor: PidFd) -> None:
+        self._transport = Transport(sock)
+        self._fd = sock.fileno()
+        self._poll = select.poll()
+        self._poll.register(supervisor, select.POLLIN)
+
+    def receive(self) -> Message:
+        """Wait for the next message.
+
+        Raises:
+          SupervisorGone: there will be none.
+          FdLimitError, RemoteProtocolError: as `fdpool.Channel.receive`.
+          OSError: the socket was closed or replaced by somebody in this process.
+        """
+        while True:
+            try:
+                message = self._transport.receive_next(socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._wait(select.POLLIN)
+            else:
+                if message is not None:
+                    return message
+
+    def outgoing(self, payload: bytes, handles: Sequence[HasFileno] = ()) -> Outgoing:
+        """Prepare a message; `send` it and close it. Raises as `Transport.outgoing` does, the channel unhurt."""
+        return self._transport.outgoing(payload, handles)
+
+    def send_bytes(self, payload: bytes) -> None:
+        """Send a message without handles, as `send` does."""
+        self.send(self._transport.outgoing(payload))
+
+    def send(self, outgoing: Outgoing) -> None:
+        """Send one message, waiting while the supervisor's queue is full or too many descriptors are in flight.
+
+        Raises:
+          SupervisorGone: nobody will ever read it.
+          OSError: the socket was closed or replaced by somebody in this process.
+        """
+        with outgoing:
+            while outgoing.pending:
+                try:
+                    self._transport.send_next(outgoing, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    self._wait(select.POLLOUT)
+                except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError) as exc:
+                    raise SupervisorGone from exc
+                except OSError as exc:
+                    if exc.errno not in TRY_LATER:
+                        raise
+                    # No event tells when descriptors have left flight; see docs/kernel-notes.md, ETOOMANYREFS.
+                    time.sleep(_PAUSE)
+
+    def close(self) -> None:
+        """Close this end."""
+        self._transport.close()
+
+    def _wait(self, event: int) -> None:
+        self._poll.register(self._fd, event)
+        ready = self._poll.poll()
+        if any(fd != self._fd for fd, _ in ready):
+            raise SupervisorGone
+        if any(events & select.POLLNVAL for _, events in ready):
+            raise OSError("a task closed the descriptor of the worker's channel")

@@ -1,0 +1,30 @@
+"""The supervisor's running script, loaded in a worker the first time something of it is needed."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from types import ModuleType
+
+
+def load_main(module_name: str | None, path: str | None) -> None:
+    """Make `__main__` the supervisor's script, run under the name `__mp_main__` so that its main guard holds.
+
+    Does nothing the second time. The name is the one multiprocessing uses, which other libraries know.
+
+    Raises:
+      ImportError: the supervisor has no script, only a prompt or standard input.
+      Exception: whatever the script raises when it is loaded.
+    """
+    if "__mp_main__" in sys.modules:
+        return
+    if module_name is None and path is None:
+        raise ImportError("the supervisor's __main__ has no file that a worker could load")
+    if module_name is not None:
+        names = runpy.run_module(module_name, run_name="__mp_main__", alter_sys=True)
+    else:
+        assert path is not None
+        names = runpy.run_path(path, run_name="__mp_main__")
+    main = ModuleType("__mp_main__")
+    main.__dict__.update(names)
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main

@@ -1,0 +1,168 @@
+"""Functions for workers to run."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from fdpool.kernel import EventFd, MemFd
+
+
+def add(left: Any, right: Any = 1) -> Any:
+    return left + right
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def kill_self(number: int = signal.SIGKILL) -> NoReturn:
+    os.kill(os.getpid(), number)
+    signal.pause()
+    raise AssertionError("a signal that was caught")
+
+
+def square_or_die(number: int, deadly: frozenset[int]) -> int:
+    if number in deadly:
+        kill_self()
+    return number * number
+
+
+def exit_at_once(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def exit_politely(code: int) -> NoReturn:
+    sys.exit(code)
+
+
+def loaded(module: str) -> bool:
+    return module in sys.modules
+
+
+def ring_and_hang(event: EventFd) -> NoReturn:
+    """Say that the task runs, then wait for ever."""
+    with event:
+        event.write()
+    while True:
+        signal.pause()
+
+
+def ring_and_spin_in_c(event: EventFd) -> int:
+    """Say that the task runs, then hold the GIL for longer than any test waits."""
+    with event:
+        event.write()
+    return pow(7, 10**9)
+
+
+def report_pid_and_hang(memfd: MemFd, event: EventFd) -> NoReturn:
+    with memfd:
+        memfd.write([os.getpid().to_bytes(8, "little")])
+    ring_and_hang(event)
+
+
+class FailsToLoad(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def raise_error(kind: str) -> NoReturn:
+    if kind == "value":
+        error: BaseException = ValueError("of the worker")
+        error.add_note("a note")
+        raise error
+    if kind == "unpicklable":
+        error = RuntimeError("holds a generator")
+        error.generator = (i for i in ())  # type: ignore[attr-defined]
+        raise error
+    if kind == "group":
+        raise ExceptionGroup("two", [ValueError(1), KeyError(2)])
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    raise FailsToLoad(1, 2)
+
+
+def return_generator() -> Any:
+    return (i for i in range(3))
+
+
+def use_handles(handles: dict[str, Any]) -> bytes:
+    """Accept a connection, read a memfd, ring an eventfd."""
+    with handles["listener"] as listener, handles["nested"][0]["memfd"] as memfd, handles["event"] as event:
+        connection, _ = listener.accept()
+        with connection, memfd.map() as view:
+            connection.sendall(view[:])
+            event.write(view[0])
+            return bytes(view)
+
+
+def connect(address: Any) -> socket.socket:
+    return socket.create_connection(address)
+
+
+def make_handles(count: int) -> list[EventFd]:
+    return [EventFd(number) for number in range(count)]
+
+
+def read_events(events: list[EventFd]) -> list[int]:
+    values = []
+    for event in events:
+        with event:
+            values.append(event.read())
+    return values
+
+
+def read_until_end(sock: socket.socket, event: EventFd) -> bytes:
+    with sock, event:
+        event.write()
+        return sock.recv(1)
+
+
+def take(*_: Any) -> None:
+    """Take anything, and leave its closing to the worker."""
+
+
+def descriptor_total() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def close_channel() -> None:
+    """Close every datagram socket there is: the worker's channel is one."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if is_datagram_socket(number):
+            os.close(number)
+
+
+def write_garbage(garbage: bytes) -> None:
+    """Write into the worker's channel past its owner."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if is_datagram_socket(number):
+            os.write(number, garbage)
+    signal.pause()
+
+
+def is_datagram_socket(number: int) -> bool:
+    try:
+        sock = socket.socket(fileno=os.dup(number))
+    except OSError:
+        return False
+    with sock:
+        return sock.family == socket.AF_UNIX and sock.type == socket.SOCK_DGRAM
+
+
+def limit_descriptors(limit: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def double_in_place(array: Any) -> Any:
+    array *= 2
+    return array
+
+
+def describe(array: Any) -> tuple[Any, ...]:
+    return array.shape, array.dtype.str, bool(array.flags.writeable), float(array.sum())

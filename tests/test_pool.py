@@ -1,0 +1,501 @@
+"""End-to-end tests of the pool, with real workers."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import resource
+import signal
+import socket
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import assert_checkpoints
+
+import fdpool
+from fdpool import Doorbell, EventFd, MemFd, PidFd, Pool, RemoteError, WorkerDied, open_pool
+from fdpool.errors import FdLimitError, PoolBroken, RemoteProtocolError, RemoteTraceback
+from tests.support import tasks
+from tests.support.leaks import children, descriptor_count, mapped_memfds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Pool]:
+    with trio.fail_after(60):
+        async with open_pool(2) as pool:
+            yield pool
+
+
+async def test_a_function_runs_in_another_process(pool: Pool) -> None:
+    assert await pool.run_sync(tasks.add, 40, right=2) == 42
+    assert await pool.run_sync(tasks.pid) != os.getpid()
+    with assert_checkpoints():
+        assert await pool.run_sync(math.factorial, 5) == 120
+
+
+async def test_calls_run_side_by_side_and_in_any_number(pool: Pool) -> None:
+    results: dict[int, int] = {}
+
+    async def one(number: int) -> None:
+        results[number] = await pool.run_sync(tasks.add, number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(300):
+            nursery.start_soon(one, number)
+    assert results == {number: number + 1 for number in range(300)}
+
+
+async def test_a_worker_imports_no_trio_for_plain_functions(pool: Pool) -> None:
+    assert not await pool.run_sync(tasks.loaded, "trio")
+
+
+async def test_an_exception_comes_back_as_itself_with_its_remote_traceback(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="of the worker") as caught:
+        await pool.run_sync(tasks.raise_error, "value")
+    assert caught.value.__notes__ == ["a note"]
+    assert isinstance(caught.value.__cause__, RemoteTraceback)
+    assert 'tests/support/tasks.py", line' in str(caught.value.__cause__)
+    assert "fdpool/worker/loop.py" not in str(caught.value.__cause__)
+
+
+async def test_an_exception_group_comes_back_as_itself(pool: Pool) -> None:
+    with pytest.RaisesGroup(ValueError, KeyError):
+        await pool.run_sync(tasks.raise_error, "group")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("unpicklable", "RuntimeError: holds a generator"),
+        ("fails to load", "tests.support.tasks.FailsToLoad: 1 and 2"),
+        ("interrupt", "KeyboardInterrupt"),
+    ],
+)
+async def test_an_exception_that_cannot_be_itself_here_is_told_in_words(pool: Pool, kind: str, says: str) -> None:
+    with pytest.raises(RemoteError, match=says) as caught:
+        await pool.run_sync(tasks.raise_error, kind)
+    assert "in raise_error" in caught.value.traceback
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_exiting_is_the_callers_error_and_not_the_callers_exit(pool: Pool) -> None:
+    with pytest.raises(RemoteError, match="SystemExit: 3"):
+        await pool.run_sync(tasks.exit_politely, 3)
+
+
+async def test_a_result_that_cannot_be_pickled_is_an_error_that_says_so(pool: Pool) -> None:
+    with pytest.raises(TypeError, match="generator") as caught:
+        await pool.run_sync(tasks.return_generator)
+    assert "packing the result of return_generator, a generator" in caught.value.__notes__[0]
+
+
+async def test_a_killed_worker_fails_its_own_call_only(pool: Pool) -> None:
+    with pytest.raises(
+        WorkerDied, match=r"was killed by SIGKILL while running tests\.support\.tasks\.kill_self"
+    ) as caught:
+        await pool.run_sync(tasks.kill_self)
+    assert caught.value.signal is not None
+    assert signal.Signals(caught.value.signal) is signal.SIGKILL
+    assert caught.value.exitcode is None
+    assert caught.value.pid not in {os.getpid(), await pool.run_sync(tasks.pid)}
+
+
+async def test_a_worker_that_exits_fails_its_own_call_only(pool: Pool) -> None:
+    with pytest.raises(WorkerDied, match="exited with code 7 while running") as caught:
+        await pool.run_sync(tasks.exit_at_once, 7)
+    assert (caught.value.exitcode, caught.value.signal) == (7, None)
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_of_500_calls_exactly_those_die_that_kill_their_worker() -> None:
+    deadly = frozenset(range(25, 500, 50))
+    outcomes: dict[int, object] = {}
+
+    async def one(pool: Pool, number: int) -> None:
+        try:
+            outcomes[number] = await pool.run_sync(tasks.square_or_die, number, deadly)
+        except WorkerDied as exc:
+            outcomes[number] = exc.signal
+
+    before = descriptor_count()
+    with trio.fail_after(120):
+        async with open_pool(2) as pool, trio.open_nursery() as nursery:
+            for number in range(500):
+                nursery.start_soon(one, pool, number)
+    assert outcomes == {n: signal.SIGKILL if n in deadly else n * n for n in range(500)}
+    assert descriptor_count() == before
+    assert not children()
+
+
+async def test_a_call_that_had_not_begun_runs_elsewhere_with_its_handles() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1) as pool:
+            victim = await pool.run_sync(tasks.pid)
+            os.kill(victim, signal.SIGSTOP)
+            async with trio.open_nursery() as nursery:
+                event, answer = EventFd(7), []
+
+                async def ask() -> None:
+                    answer.append(await pool.run_sync(tasks.read_events, [event]))
+
+                nursery.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+                os.kill(victim, signal.SIGKILL)
+            event.close()
+            assert answer == [[7]]
+            assert await pool.run_sync(tasks.pid) != victim
+
+
+@pytest.mark.parametrize("task", [tasks.ring_and_hang, tasks.ring_and_spin_in_c])
+async def test_cancelling_stops_the_work_before_cancelled_leaves(pool: Pool, task: Any) -> None:
+    async with Doorbell() as bell:
+        process: PidFd | None = None
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.run_sync, task, bell._event)
+                await bell.wait()
+                (worker,) = {call.worker for call in pool._running.values()}
+                assert worker is not None
+                process = PidFd(worker.pid)
+                scope.cancel()
+        assert scope.cancelled_caught
+        with process:
+            assert process.has_exited()
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_cancelling_a_call_that_waits_takes_nothing_away() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1) as pool, Doorbell() as bell, trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run_sync, tasks.ring_and_hang, bell._event)
+            await bell.wait()
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as waiting:
+                    for _ in range(1000):
+                        waiting.start_soon(pool.run_sync, tasks.pid)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            assert not pool._waiting
+            nursery.cancel_scope.cancel()
+
+
+async def test_arguments_that_cannot_be_pickled_fail_in_the_caller(pool: Pool) -> None:
+    with pytest.raises(TypeError, match="generator"):
+        await pool.run_sync(tasks.add, (i for i in ()))
+    with pytest.raises(TypeError, match="int cannot be called"):
+        await pool.run_sync(3)  # type: ignore[arg-type]
+    closed = socket.socket()
+    closed.close()
+    with pytest.raises(ValueError, match="closed"):
+        await pool.run_sync(tasks.take, closed)
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_a_function_that_workers_cannot_import_fails_in_the_caller(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cloudpickle", None)
+    with pytest.raises((pickle.PicklingError, AttributeError)) as caught:
+        await pool.run_sync(lambda: 1)
+    assert "fdpool[cloudpickle]" in caught.value.__notes__[0]
+
+
+async def test_a_closure_travels_with_cloudpickle(pool: Pool) -> None:
+    pytest.importorskip("cloudpickle")
+    step = 5
+    assert await pool.run_sync(lambda number: number + step, 1) == 6
+
+
+async def test_handles_nested_in_a_dict_work_in_the_worker(pool: Pool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, EventFd() as event:
+        with MemFd.from_bytes(b"\x07 is the first byte") as memfd:
+            handles = {"listener": listener, "event": event, "nested": [{"memfd": memfd}]}
+            client = socket.create_connection(listener.getsockname())
+            assert await pool.run_sync(tasks.use_handles, handles) == b"\x07 is the first byte"
+            with client:
+                assert client.recv(100) == b"\x07 is the first byte"
+            assert event.read() == 7
+            assert listener.fileno() >= 0
+
+
+async def test_a_connected_socket_comes_back_as_a_result(pool: Pool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = await pool.run_sync(tasks.connect, listener.getsockname())
+        peer, _ = listener.accept()
+        with sock, peer:
+            sock.sendall(b"hello")
+            assert peer.recv(5) == b"hello"
+
+
+@pytest.mark.parametrize("handles", [1, 253, 254, 600])
+async def test_any_number_of_handles_travels_both_ways(pool: Pool, handles: int) -> None:
+    events = await pool.run_sync(tasks.make_handles, handles)
+    assert [event.fileno() >= 0 for event in events] == [True] * handles
+    assert await pool.run_sync(tasks.read_events, events[1:]) == list(range(1, handles))
+    for event in events:
+        event.close()
+
+
+async def test_what_is_given_is_closed_here_and_what_is_lent_is_not(pool: Pool) -> None:
+    left, right = socket.socketpair()
+    with left:
+        await pool.run_sync(tasks.take, fdpool.give(right))
+        assert right.fileno() == -1
+        # Both copies are closed now, the one over there because the task did not keep it.
+        assert left.recv(1) == b""
+
+
+async def test_a_given_handle_is_closed_here_while_the_task_still_runs(pool: Pool) -> None:
+    left, right = socket.socketpair()
+    async with Doorbell() as bell, trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run_sync, tasks.read_until_end, fdpool.give(right), bell._event)
+        await bell.wait()
+        assert right.fileno() == -1
+        nursery.cancel_scope.cancel()
+    left.close()
+
+
+async def test_handles_that_a_task_forgets_are_closed_by_the_worker() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1) as pool:
+            with EventFd() as event:
+                await pool.run_sync(tasks.take, [event] * 3)
+                before = await pool.run_sync(tasks.descriptor_total)
+                for _ in range(20):
+                    await pool.run_sync(tasks.take, [event] * 3)
+                    (made,) = await pool.run_sync(tasks.make_handles, 1)
+                    made.close()
+                assert await pool.run_sync(tasks.descriptor_total) == before
+
+
+async def test_arrays_arrive_equal_and_writable_and_the_original_is_untouched(pool: Pool) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(1_000_000.0)
+    assert await pool.run_sync(tasks.describe, array) == ((1_000_000,), "<f8", True, array.sum())
+    doubled = await pool.run_sync(tasks.double_in_place, array)
+    assert (doubled == array * 2).all()
+    assert array[1] == 1.0
+    doubled[0] = 5.0
+    del doubled
+    assert not [line for line in mapped_memfds() if "fdpool-bulk" in line]
+
+
+async def test_big_bytes_travel_at_any_depth(pool: Pool) -> None:
+    big = os.urandom(3 << 20)
+    assert await pool.run_sync(tasks.add, {"a": [big]}["a"], [bytearray(big)]) == [big, bytearray(big)]
+
+
+async def test_the_calls_of_a_closed_pool_say_so() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1) as pool:
+            pass
+        with pytest.raises(trio.ClosedResourceError, match="the pool was closed"):
+            await pool.run_sync(tasks.pid)
+
+
+async def test_calls_under_way_end_when_the_pool_is_closed() -> None:
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery, Doorbell() as bell:
+            async with open_pool(1, grace_period=0) as pool:
+                failures = []
+
+                async def hang() -> None:
+                    with pytest.raises(trio.ClosedResourceError) as caught:
+                        await pool.run_sync(tasks.ring_and_hang, bell._event)
+                    failures.append(caught.value)
+
+                nursery.start_soon(hang)
+                nursery.start_soon(hang)
+                await bell.wait()
+    assert len(failures) == 2
+    assert failures[0] is not failures[1]
+
+
+async def test_an_error_in_the_block_leaves_it_bare_and_no_worker_behind() -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with open_pool(2):
+            raise KeyError("mine")
+    assert not children()
+
+
+async def test_closing_takes_as_long_as_one_worker_takes() -> None:
+    async with open_pool(8) as pool:
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(pool.run_sync, tasks.pid)
+    assert not children()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"workers": 0}, "workers is 0: a pool needs at least 1"),
+        ({"workers": -1}, "workers is -1"),
+        ({"workers": 1, "grace_period": -1.0}, "cannot be negative"),
+    ],
+)
+async def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        async with open_pool(**arguments):
+            pass
+
+
+async def test_workers_that_cannot_start_break_the_pool_with_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    patience = fdpool.Restart(intensity=2, backoff=fdpool.Backoff(first=0.01))
+    with trio.fail_after(60):
+        async with open_pool(1, restart=patience) as pool:
+            for _ in range(2):
+                with pytest.raises(PoolBroken, match="died 3 times within 10 seconds outside of any call") as caught:
+                    await pool.run_sync(tasks.pid)
+                assert len(caught.value.exits) == 3
+                assert "exited with code 1 before it was ready" in str(caught.value)
+
+
+async def test_an_interpreter_that_is_not_there_breaks_the_pool_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    with trio.fail_after(60):
+        async with open_pool(1, restart=fdpool.Restart(intensity=0)) as pool:
+            with pytest.raises(PoolBroken, match="the interpreter /no/such/python cannot be run"):
+                await pool.run_sync(tasks.pid)
+
+
+async def test_calls_that_kill_their_workers_never_break_the_pool() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1, restart=fdpool.Restart(intensity=0)) as pool:
+            for _ in range(4):
+                with pytest.raises(WorkerDied):
+                    await pool.run_sync(tasks.kill_self)
+            assert await pool.run_sync(tasks.add, 1) == 2
+
+
+@pytest.mark.parametrize("garbage", [b"", b"x", b"\x01" + bytes(200), os.urandom(100)])
+async def test_garbage_in_the_channel_fails_its_call_and_costs_the_worker(pool: Pool, garbage: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        await pool.run_sync(tasks.write_garbage, garbage)
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_a_worker_without_its_channel_fails_its_call(pool: Pool, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerDied, match="exited with code 70 while running"):
+        await pool.run_sync(tasks.close_channel)
+    assert "the channel to its supervisor is lost" in capfd.readouterr().err
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_a_worker_at_its_descriptor_limit_fails_the_right_call() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1) as pool:
+            await pool.run_sync(tasks.limit_descriptors, 64)
+            events = [EventFd(1) for _ in range(300)]
+            for number in (64, 300):
+                with pytest.raises(FdLimitError, match="did not arrive"):
+                    await pool.run_sync(tasks.take, events[:number])
+            assert await pool.run_sync(tasks.read_events, events[:10]) == [1] * 10
+            for event in events:
+                event.close()
+            with pytest.raises(OSError, match="Too many open files"):
+                await pool.run_sync(tasks.make_handles, 64)
+            assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_a_supervisor_at_its_descriptor_limit_fails_the_right_call(pool: Pool) -> None:
+    assert await pool.run_sync(tasks.add, 1) == 2
+    with limited_descriptors(64):
+        with pytest.raises(FdLimitError, match="did not arrive") as caught:
+            await pool.run_sync(tasks.make_handles, 64)
+        assert caught.value.in_use <= caught.value.limit
+        assert await pool.run_sync(tasks.add, 1) == 2
+
+
+@contextmanager
+def limited_descriptors(limit: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Mapping.
+
+
+async def test_map_keeps_the_order_of_the_items(pool: Pool) -> None:
+    async with pool.map_sync(tasks.add, range(50), range(100)) as results:
+        assert [result async for result in results] == [2 * number for number in range(50)]
+
+
+async def test_map_out_of_order_yields_every_result(pool: Pool) -> None:
+    async with pool.map_sync(tasks.add, range(50), ordered=False) as results:
+        assert sorted([result async for result in results]) == list(range(1, 51))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_map_of_nothing_yields_nothing(pool: Pool, ordered: bool) -> None:
+    async with pool.map_sync(tasks.add, [], ordered=ordered) as results:
+        assert [result async for result in results] == []
+
+
+async def test_map_draws_from_an_endless_iterable_only_what_it_needs(pool: Pool) -> None:
+    drawn = 0
+
+    def numbers() -> Iterator[int]:
+        nonlocal drawn
+        for number in count():
+            drawn += 1
+            yield number
+
+    async with pool.map_sync(tasks.add, numbers(), buffer=3) as results:
+        async for result in results:
+            assert drawn <= result + 3
+            if result == 20:
+                break
+    assert drawn <= 23
+
+
+async def test_map_raises_where_the_result_would_have_been_and_goes_on(pool: Pool) -> None:
+    async with pool.map_sync(tasks.square_or_die, range(5), [frozenset({2})] * 5) as results:
+        assert [await anext(results), await anext(results)] == [0, 1]
+        with pytest.raises(WorkerDied):
+            await anext(results)
+        assert [result async for result in results] == [9, 16]
+
+
+async def test_map_reports_an_iterable_that_raises(pool: Pool) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("the source is gone")
+
+    async with pool.map_sync(tasks.add, broken()) as results:
+        assert await anext(results) == 2
+        with pytest.raises(OSError, match="the source is gone"):
+            await anext(results)
+        with pytest.raises(StopAsyncIteration):
+            await anext(results)
+
+
+async def test_leaving_the_block_cancels_the_rest(pool: Pool) -> None:
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what is tested
+        async with Doorbell() as bell, pool.map_sync(tasks.ring_and_hang, [bell._event] * 10):
+            await bell.wait()
+            raise ZeroDivisionError
+    assert not pool._running
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_map_refuses_what_makes_no_sense(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="buffer is 0"):
+        pool.map_sync(tasks.add, [1], buffer=0)
+    with pytest.raises(TypeError, match="at least one iterable"):
+        pool.map_sync(tasks.add)
