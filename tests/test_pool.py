@@ -157,7 +157,6 @@ async def test_a_call_that_had_not_begun_runs_elsewhere_with_its_handles() -> No
 @pytest.mark.parametrize("task", [tasks.ring_and_hang, tasks.ring_and_spin_in_c])
 async def test_cancelling_stops_the_work_before_cancelled_leaves(pool: Pool, task: Any) -> None:
     async with Doorbell() as bell:
-        process: PidFd | None = None
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pool.run_sync, task, bell._event)
@@ -189,9 +188,9 @@ async def test_cancelling_a_call_that_waits_takes_nothing_away() -> None:
 
 async def test_arguments_that_cannot_be_pickled_fail_in_the_caller(pool: Pool) -> None:
     with pytest.raises(TypeError, match="generator"):
-        await pool.run_sync(tasks.add, (i for i in ()))
+        await pool.run_sync(tasks.add, (number for number in [1]))
     with pytest.raises(TypeError, match="int cannot be called"):
-        await pool.run_sync(3)  # type: ignore[arg-type]
+        await pool.run_sync(3)
     closed = socket.socket()
     closed.close()
     with pytest.raises(ValueError, match="closed"):

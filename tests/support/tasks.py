@@ -56,7 +56,7 @@ def ring_and_spin_in_c(event: EventFd) -> int:
     """Say that the task runs, then hold the GIL for longer than any test waits."""
     with event:
         event.write()
-    return pow(7, 10**9)
+    return int(pow(7, 10**9))
 
 
 def report_pid_and_hang(memfd: MemFd, event: EventFd) -> NoReturn:
@@ -77,7 +77,7 @@ def raise_error(kind: str) -> NoReturn:
         raise error
     if kind == "unpicklable":
         error = RuntimeError("holds a generator")
-        error.generator = (i for i in ())  # type: ignore[attr-defined]
+        error.generator = (number for number in [1])  # type: ignore[attr-defined]
         raise error
     if kind == "group":
         raise ExceptionGroup("two", [ValueError(1), KeyError(2)])

@@ -1,0 +1,1 @@
+"""Scripts to run and read: `python examples/NAME.py`."""
