@@ -38,6 +38,7 @@ _HOMES = {
         "ProtocolError",
         "RemoteError",
         "RemoteProtocolError",
+        "TaskCancelled",
         "WorkerDied",
         "WorkerStartError",
     ),

@@ -70,23 +70,37 @@ class WorkerDied(Exception):  # noqa: N818 - the name users know it by
       signal: The signal that ended it, or None if it exited.
       task: The qualified name of the function it was running.
       stderr_tail: The last lines it wrote to its captured stderr; empty where stderr is not captured.
+      ran_for: For how many seconds the call had been on that worker.
     """
 
     def __init__(
-        self, pid: int, exitcode: int | None, signal: int | None, task: str, stderr_tail: str = "", note: str = ""
+        self,
+        pid: int,
+        exitcode: int | None,
+        signal: int | None,
+        task: str,
+        stderr_tail: str = "",
+        ran_for: float | None = None,
     ) -> None:
-        super().__init__(pid, exitcode, signal, task, stderr_tail, note)
+        super().__init__(pid, exitcode, signal, task, stderr_tail, ran_for)
         self.pid = pid
         self.exitcode = exitcode
         self.signal = signal
         self.task = task
         self.stderr_tail = stderr_tail
-        self.note = note
+        self.ran_for = ran_for
 
     def __str__(self) -> str:
-        note = f" ({self.note})" if self.note else ""
         tail = f"; its last words:\n{self.stderr_tail}" if self.stderr_tail else ""
-        return f"worker {self.pid} {describe_exit(self.exitcode, self.signal)} while running {self.task}{note}{tail}"
+        return f"worker {self.pid} {describe_exit(self.exitcode, self.signal)} while running {self.task}{tail}"
+
+
+class TaskCancelled(BaseException):
+    """Raised inside a task, in the worker, when the call it runs for was cancelled.
+
+    Not an `Exception`, so that `except Exception` does not keep a task going. Clean up in `finally` blocks and let it
+    pass; after the call's grace period the worker is killed.
+    """
 
 
 class WorkerStartError(Exception):

@@ -3,91 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from contextlib import asynccontextmanager
-from functools import partial
-from itertools import count
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from fdpool.background import open_background
-from fdpool.errors import (
-    FdLimitError,
-    PoolBroken,
-    RemoteError,
-    RemoteProtocolError,
-    RemoteTraceback,
-    WorkerDied,
-)
-from fdpool.mapping import Results, open_results
+from fdpool.calls import Call, CallOptions, name_of
+from fdpool.dispatch import Dispatcher
+from fdpool.mapping import MapOptions, Results, open_results
 from fdpool.memory import functions
-from fdpool.memory.handles import close_given
-from fdpool.memory.pickling import Packed, pack, unpack, unpack_in_band
+from fdpool.memory.pickling import Packed, pack
 from fdpool.process.settings import encode_settings
 from fdpool.protocol.restart import Restart
-from fdpool.protocol.tasks import HEADER_BYTES, REPORT_BEGUN, Operation, encode
 from fdpool.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
-    from fdpool.kernel import ExitStatus
-    from fdpool.process.worker_process import WorkerProcess
-    from fdpool.transport import Message
+    from fdpool.calls import OnCancel
 
 T = TypeVar("T")
-
-
-class _Call:
-    """One call, from its arguments packed to its outcome known."""
-
-    __slots__ = ("error", "is_abandoned", "message", "name", "number", "operation", "packed", "task", "worker")
-
-    def __init__(self, number: int, name: str, packed: Packed) -> None:
-        self.number = number
-        self.name = name
-        self.packed = packed
-        self.worker: WorkerProcess | None = None
-        self.task: trio.lowlevel.Task | None = None
-        self.operation = Operation.RESULT
-        self.message: Message | None = None
-        self.error: Exception | None = None
-        self.is_abandoned = False
-
-    @property
-    def is_done(self) -> bool:
-        return self.message is not None or self.error is not None
-
-    def finish(self, operation: Operation, message: Message) -> None:
-        """Take in the answer, and wake the caller."""
-        self.operation, self.message = operation, message
-        self._wake()
-
-    def fail(self, error: Exception) -> None:
-        """Take in why there is no answer, and wake the caller."""
-        self.error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
 
 
 class Pool:
     """Worker processes that run functions; made by `open_pool`. To be used from the trio thread that opened it."""
 
-    def __init__(self, size: int, restart: Restart, nursery: trio.Nursery) -> None:
-        self._supervisor = Supervisor(size, encode_settings(functions.main_origin()), restart, self)
+    def __init__(self, dispatcher: Dispatcher, size: int, options: CallOptions) -> None:
+        self._dispatcher = dispatcher
         self._size = size
-        self._numbers = count(1)
-        self._running: dict[int, _Call] = {}
-        self._idle: list[WorkerProcess] = []
-        self._waiting: deque[_Call] = deque()
-        self._nursery = nursery
-        self._unavailable: Callable[[], Exception] | None = None
+        self._options = options
+
+    def options(
+        self, *, on_cancel: OnCancel | None = None, grace_period: float | None = None, retries: int | None = None
+    ) -> Pool:
+        """Return the same pool, its calls treated otherwise; what is not given stays as it is.
+
+        Args:
+          on_cancel: What cancelling does to a call that runs. `"interrupt"` raises `TaskCancelled` in it, so that its
+              `finally` blocks run and the worker stays warm, and kills the worker after *grace_period*. `"kill"` kills
+              it at once. `"wait"` lets the call finish: it cannot be cancelled, and returns its result.
+          grace_period: Seconds an interrupted call has to end.
+          retries: How often a call is run again if its worker dies. Say so only of a call that may run twice.
+
+        Raises:
+          ValueError: an option has no such value.
+        """
+        given = {"on_cancel": on_cancel, "grace_period": grace_period, "retries": retries}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return Pool(self._dispatcher, self._size, replace(self._options, **changes))
 
     async def run_sync(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call `function(*args, **kwargs)` in a worker, and return what it returns.
@@ -111,30 +77,30 @@ class Pool:
           RemoteError: the function raised something that cannot be rebuilt here, or tried to exit.
           Exception: whatever else the function raised, as itself, with its traceback over there as `__cause__`.
 
-        Cancellation: always a checkpoint. A call still waiting is forgotten. A call that runs is stopped by killing
-            its worker, which is dead before `trio.Cancelled` leaves; another one takes its place.
+        Cancellation: always a checkpoint. A call still waiting is forgotten; what happens to one that runs is up to
+            `options(on_cancel=…)`. It has ended before `trio.Cancelled` leaves.
         """
         if not callable(function):
             raise TypeError(
                 f"a {type(function).__name__} cannot be called: run_sync takes the function, then its arguments"
             )
-        name = _name_of(function)
         packed = pack((function, args, kwargs))
         try:
-            operation, message = await self._perform(name, packed)
+            call = await self._perform(name_of(function), packed)
         finally:
             packed.close()
-        with message:
-            body = memoryview(message.payload)[HEADER_BYTES:]
-            if operation is Operation.RESULT:
-                value: T = unpack(body, message.handles)
-                return value
-            type_name, text, trace, pickled = unpack(body, message.handles)
-        error = _rebuild(type_name, text, trace, pickled)
-        raise error from (None if isinstance(error, RemoteError) else RemoteTraceback(trace))
+        value: T = call.outcome()
+        return value
 
     def map_sync(
-        self, function: Callable[..., T], *iterables: Iterable[Any], ordered: bool = True, buffer: int | None = None
+        self,
+        function: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        ordered: bool = True,
+        chunksize: int | None = None,
+        buffer: int | None = None,
+        return_exceptions: bool = False,
+        progress: bool | str | Callable[[int, int | None], None] | None = None,
     ) -> AbstractAsyncContextManager[Results[T]]:
         """Call *function* with the items of *iterables*, as `map` does, several at a time; iterate over the results.
 
@@ -142,175 +108,47 @@ class Pool:
         only as workers and the consumer keep up, so an endless iterable is fine. Leaving the block cancels the rest.
 
         Args:
-          iterables: One for each parameter of *function*; the shortest ends it.
+          iterables: One for each parameter of *function*, synchronous or not; the shortest ends it.
           ordered: Whether results come in the order of the items, or as they are ready.
-          buffer: How many calls may be under way or waiting to be fetched at once; twice the workers by default.
+          chunksize: How many items make one call. By default as many as take about 10 ms, judged by those before;
+              always 1 if an iterable is asynchronous. A worker that dies takes the items of its call with it.
+          buffer: How many items may be under way or waiting to be fetched at once; by default twice as many as
+              the workers take at a time.
+          return_exceptions: Whether what an item raised is yielded, instead of raised from the iteration.
+          progress: True or a title for a progress bar (needs the extra `demo`), or a callable that is called with how
+              many items are done and how many there are in all, or None where that is not known.
 
         Raises:
-          ValueError: *buffer* is less than 1.
-          Exception: from the iteration, what a call raised, where its result would have been. The iteration can go on.
+          ValueError: *chunksize* or *buffer* is less than 1.
+          Exception: from the iteration, what an item raised, where its result would have been. It can go on.
         """
-        limit = 2 * self._size if buffer is None else buffer
-        if limit < 1:
-            raise ValueError(f"buffer is {limit}: at least 1 call must be allowed under way")
         if not iterables:
             raise TypeError("map_sync needs at least one iterable to draw arguments from")
-        call = partial(self.run_sync, function)
-        return open_results(call, zip(*iterables, strict=False), ordered=ordered, limit=limit)
+        options = MapOptions(self._size, ordered, chunksize, buffer, return_exceptions, progress)
+        return open_results(options, self.run_sync, function, iterables)
 
     @trio.lowlevel.enable_ki_protection
-    async def _perform(self, name: str, packed: Packed) -> tuple[Operation, Message]:
-        """Have a call run; return the answer."""
+    async def _perform(self, name: str, packed: Packed) -> Call:
+        """Have a call run, and return it when it is done."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        call = _Call(next(self._numbers), name, packed)
-        self._submit(call)
-        try:
-            if not call.is_done:
-                call.task = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(lambda _raise: trio.lowlevel.Abort.SUCCEEDED)
-        except BaseException:
-            call.task = None
-            await self._abandon(call)
-            raise
-        if call.error is not None:
-            raise call.error
-        assert call.message is not None
-        return call.operation, call.message
-
-    async def _abandon(self, call: _Call) -> None:
-        """Stop a call nobody waits for any more; it is stopped when this returns."""
-        call.is_abandoned = True
-        worker = call.worker
-        if worker is None:
-            if call in self._waiting:
-                self._waiting.remove(call)
-        elif not call.is_done:
-            worker.kill()
-            with trio.CancelScope(shield=True):
-                await worker.exited.wait()
-        if call.message is not None:
-            call.message.close()
-
-    def _submit(self, call: _Call) -> None:
-        if self._unavailable is not None:
-            call.fail(self._unavailable())
-        elif self._idle:
-            self._dispatch(call, self._idle.pop())
-        else:
-            self._waiting.append(call)
-
-    def _dispatch(self, call: _Call, worker: WorkerProcess) -> None:
-        """Send a call to an idle worker."""
-        call.worker = worker
-        self._running[call.number] = call
-        flags = REPORT_BEGUN if call.packed.given else 0
-        payload = encode(Operation.RUN, call.number, call.packed.data, flags)
-        try:
-            worker.channel.send_nowait(payload, call.packed.handles)
-        except trio.WouldBlock:
-            self._nursery.start_soon(self._send_patiently, call, worker, payload)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # It is dead and the supervisor is about to say so; the call goes to another worker then.
-            pass
-        except (OSError, TypeError, ValueError) as exc:
-            self._unsendable(call, worker, exc)
-
-    async def _send_patiently(self, call: _Call, worker: WorkerProcess, payload: bytes) -> None:
-        """Send a call that takes several datagrams, or has to wait for descriptors in flight to land."""
-        try:
-            await worker.channel.send(payload, call.packed.handles)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        except (OSError, TypeError, ValueError) as exc:
-            self._unsendable(call, worker, exc)
-
-    def _unsendable(self, call: _Call, worker: WorkerProcess, error: Exception) -> None:
-        del self._running[call.number]
-        call.fail(error)
-        self._next_for(worker)
-
-    def _next_for(self, worker: WorkerProcess) -> None:
-        """Give *worker* the call that waits longest, or let it be idle."""
-        if worker.is_condemned:
-            return
-        if self._waiting:
-            self._dispatch(self._waiting.popleft(), worker)
-        else:
-            self._idle.append(worker)
-
-    def _refuse(self, reason: Callable[[], Exception]) -> None:
-        """Fail every call that waits, and every one to come."""
-        self._unavailable = reason
-        while self._waiting:
-            self._waiting.popleft().fail(reason())
-
-    # What the supervisor tells.
-
-    def worker_ready(self, worker: WorkerProcess) -> None:
-        """Take a new worker into service."""
-        self._next_for(worker)
-
-    def worker_said(self, worker: WorkerProcess, operation: Operation, number: int, message: Message) -> None:
-        """Take in an answer, or the news that a call's handles have arrived."""
-        call = self._running.get(number)
-        if call is None or call.worker is not worker:
-            message.close()
-            raise RemoteProtocolError(f"worker {worker.pid} speaks of call {number}, which it was not given")
-        close_given(call.packed.given)
-        if operation is Operation.BEGUN:
-            message.close()
-            return
-        del self._running[number]
-        worker.answered_call = number
-        call.finish(operation, message)
-        self._next_for(worker)
-
-    def worker_lost_handles(self, worker: WorkerProcess, number: int, error: FdLimitError) -> None:
-        """Fail the call whose answer came without its handles."""
-        call = self._running.pop(number, None)
-        if call is not None and call.worker is worker:
-            worker.answered_call = number
-            call.fail(error)
-            self._next_for(worker)
-
-    def worker_misbehaved(self, worker: WorkerProcess, error: RemoteProtocolError) -> None:
-        """Fail the call that runs on a worker which is not believed any more."""
-        for call in self._calls_on(worker):
-            del self._running[call.number]
-            call.fail(error)
-
-    def worker_exited(self, worker: WorkerProcess, status: ExitStatus) -> bool:
-        """Fail the call that had begun on a dead worker; one that had not runs elsewhere."""
-        if worker in self._idle:
-            self._idle.remove(worker)
-        begun = worker.page.begun_call
-        for call in self._calls_on(worker):
-            del self._running[call.number]
-            if call.is_abandoned:
-                continue
-            if self._unavailable is not None:
-                call.fail(self._unavailable())
-            elif call.number == begun:
-                close_given(call.packed.given)
-                call.fail(WorkerDied(status.pid, status.exitcode, status.signal, call.name))
-            elif self._idle:
-                self._dispatch(call, self._idle.pop())
-            else:
-                call.worker = None
-                self._waiting.appendleft(call)
-        return begun != worker.answered_call
-
-    def supervisor_gave_up(self, message: str, exits: list[str]) -> None:
-        """Fail every call there is and every one to come."""
-        self._refuse(lambda: PoolBroken(message, exits))
-
-    def _calls_on(self, worker: WorkerProcess) -> list[_Call]:
-        return [call for call in self._running.values() if call.worker is worker]
+        call = Call(next(self._dispatcher.numbers), name, packed, self._options)
+        self._dispatcher.submit(call)
+        with trio.CancelScope(shield=self._options.on_cancel == "wait"):
+            try:
+                await call.wait_done()
+            except BaseException:
+                await self._dispatcher.stop_call(call)
+                raise
+        return call
 
 
 @asynccontextmanager
 async def open_pool(
-    workers: int | None = None, *, restart: Restart | None = None, grace_period: float = 1.0
+    workers: int | None = None,
+    *,
+    restart: Restart | None = None,
+    on_cancel: OnCancel = "interrupt",
+    grace_period: float = 1.0,
 ) -> AsyncIterator[Pool]:
     """Open a pool of worker processes.
 
@@ -320,42 +158,29 @@ async def open_pool(
     Args:
       workers: How many processes; as many as this one has processors to run on by default.
       restart: When a worker that dies outside of any call is replaced, and when the pool gives up.
-      grace_period: Seconds that running calls have to finish once the block has ended.
+      on_cancel: What cancelling a call that runs does to it; see `Pool.options`.
+      grace_period: Seconds that a call has to end when it is interrupted, or when the pool is closed.
 
     Raises:
-      ValueError: *workers* is less than 1, or *grace_period* negative.
+      ValueError: *workers* is less than 1, *grace_period* negative, or *on_cancel* unknown.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
     """
     size = len(os.sched_getaffinity(0)) if workers is None else workers
     if size < 1:
         raise ValueError(f"workers is {workers}: a pool needs at least 1")
-    if grace_period < 0:
-        raise ValueError(f"grace_period is {grace_period} seconds: it cannot be negative")
+    options = CallOptions(on_cancel, grace_period)
     if functions.is_loading_main:
         raise RuntimeError(
             "this pool is opened while a worker loads the script, to find a function in it: put the part that "
             "opens pools behind `if __name__ == '__main__':`"
         )
     async with open_background() as nursery:
-        pool = Pool(size, Restart() if restart is None else restart, nursery)
-        nursery.start_soon(pool._supervisor.run)
+        dispatcher = Dispatcher(nursery)
+        settings = encode_settings(functions.main_origin())
+        supervisor = Supervisor(size, settings, Restart() if restart is None else restart, dispatcher)
+        nursery.start_soon(supervisor.run)
         try:
-            yield pool
+            yield Pool(dispatcher, size, options)
         finally:
-            pool._refuse(lambda: trio.ClosedResourceError("the pool was closed"))
-            await pool._supervisor.stop(grace_period)
-
-
-def _rebuild(type_name: str, text: str, trace: str, pickled: bytes) -> Exception:
-    """Return the exception of a worker as itself, or told in words."""
-    try:
-        error = unpack_in_band(pickled) if pickled else None
-    except Exception:  # its own __init__ or __setstate__ may raise anything
-        error = None
-    # What is no Exception (SystemExit, KeyboardInterrupt) is meant for the process it was raised in, not for this one.
-    return error if isinstance(error, Exception) else RemoteError(type_name, text, trace)
-
-
-def _name_of(function: Any) -> str:
-    name = getattr(function, "__qualname__", None)
-    return repr(function) if name is None else f"{function.__module__}.{name}"
+            dispatcher.refuse(lambda: trio.ClosedResourceError("the pool was closed"))
+            await supervisor.stop(grace_period)

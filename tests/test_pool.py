@@ -8,6 +8,7 @@ import pickle
 import resource
 import signal
 import socket
+import sys
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -154,21 +155,121 @@ async def test_a_call_that_had_not_begun_runs_elsewhere_with_its_handles() -> No
             assert await pool.run_sync(tasks.pid) != victim
 
 
-@pytest.mark.parametrize("task", [tasks.ring_and_hang, tasks.ring_and_spin_in_c])
-async def test_cancelling_stops_the_work_before_cancelled_leaves(pool: Pool, task: Any) -> None:
+async def start_and_cancel(pool: Pool, task: Any, *args: Any) -> PidFd:
+    """Cancel a task once it runs; return the worker it ran on, when the cancelled call has returned."""
     async with Doorbell() as bell:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pool.run_sync, task, bell._event)
+                nursery.start_soon(pool.run_sync, task, bell._event, *args)
                 await bell.wait()
-                (worker,) = {call.worker for call in pool._running.values()}
-                assert worker is not None
-                process = PidFd(worker.pid)
+                (seat,) = [seat for seat in pool._dispatcher._seats.values() if seat.calls]
+                process = PidFd(seat.worker.pid)
                 scope.cancel()
         assert scope.cancelled_caught
-        with process:
-            assert process.has_exited()
+    return process
+
+
+async def test_a_cancelled_call_is_interrupted_and_its_worker_stays(pool: Pool) -> None:
+    with EventFd() as cleaned_up, await start_and_cancel(pool, tasks.clean_up, cleaned_up) as worker:
+        assert cleaned_up.read() == 1
+        assert not worker.has_exited()
+        assert worker.pid in {await pool.run_sync(tasks.pid) for _ in range(4)}
+
+
+@pytest.mark.parametrize("task", [tasks.ring_and_spin_in_c, tasks.ring_and_refuse])
+async def test_a_task_that_cannot_be_interrupted_is_killed_after_its_grace(pool: Pool, task: Any) -> None:
+    with await start_and_cancel(pool.options(grace_period=0.05), task) as worker:
+        assert worker.has_exited()
     assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_a_call_can_be_cancelled_by_killing_its_worker(pool: Pool) -> None:
+    with EventFd() as cleaned_up:
+        with await start_and_cancel(pool.options(on_cancel="kill"), tasks.clean_up, cleaned_up) as worker:
+            assert worker.has_exited()
+        with pytest.raises(BlockingIOError):
+            cleaned_up.read()
+
+
+async def test_a_call_that_may_not_be_cancelled_returns_its_result(pool: Pool) -> None:
+    async with Doorbell() as bell:
+        with EventFd() as go_on, trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def wait() -> None:
+                    results.append(
+                        await pool.options(on_cancel="wait").run_sync(tasks.ring_and_wait, bell._event, go_on)
+                    )
+
+                results: list[int] = []
+                nursery.start_soon(wait)
+                await bell.wait()
+                scope.cancel()
+                go_on.write(5)
+        assert results == [5]
+
+
+async def test_an_interrupt_that_was_meant_for_an_earlier_call_hits_nothing(pool: Pool) -> None:
+    for number in range(200):
+        with trio.move_on_after(0) as scope:
+            scope.cancel()
+            await pool.run_sync(tasks.add, number)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.run_sync, tasks.add, number)
+                nursery.start_soon(pool.run_sync, tasks.add, number)
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+                scope.cancel()
+        assert await pool.run_sync(tasks.add, number) == number + 1
+
+
+async def test_ctrl_c_between_and_during_calls_is_left_to_the_supervisor(pool: Pool) -> None:
+    assert await pool.run_sync(tasks.interrupt_self) == "went on"
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
+async def test_a_call_declared_repeatable_is_run_again(pool: Pool) -> None:
+    with MemFd(size=8) as memory:
+        assert await pool.options(retries=2).run_sync(tasks.die_until, memory, 2) == 2
+        with pytest.raises(WorkerDied):
+            await pool.options(retries=1).run_sync(tasks.die_until, memory, 9)
+        with memory.map() as view:
+            assert view[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"on_cancel": "ask"}, "on_cancel is 'ask'"),
+        ({"grace_period": -1}, "cannot be negative"),
+        ({"retries": -1}, "retries is -1"),
+    ],
+)
+async def test_options_that_make_no_sense_are_refused(pool: Pool, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        pool.options(**options)
+
+
+async def test_a_call_sent_ahead_of_a_long_one_runs_elsewhere() -> None:
+    with trio.fail_after(60):
+        async with open_pool(2) as pool, Doorbell() as bell, trio.open_nursery() as nursery:
+            # Short calls, until the pool believes that all are.
+            for number in range(60):
+                await pool.run_sync(tasks.add, number)
+            assert pool._dispatcher._average_seconds < 0.002
+            answers = []
+
+            async def short(number: int) -> None:
+                answers.append(await pool.run_sync(tasks.add, number))
+
+            nursery.start_soon(pool.run_sync, tasks.ring_and_hang, bell._event)
+            await bell.wait()
+            async with trio.open_nursery() as others:
+                for number in range(100):
+                    others.start_soon(short, number)
+            assert sorted(answers) == list(range(1, 101))
+            nursery.cancel_scope.cancel()
 
 
 async def test_cancelling_a_call_that_waits_takes_nothing_away() -> None:
@@ -182,7 +283,7 @@ async def test_cancelling_a_call_that_waits_takes_nothing_away() -> None:
                         waiting.start_soon(pool.run_sync, tasks.pid)
                     await trio.testing.wait_all_tasks_blocked()
                     scope.cancel()
-            assert not pool._waiting
+            assert not pool._dispatcher.waiting
             nursery.cancel_scope.cancel()
 
 
@@ -201,7 +302,7 @@ async def test_arguments_that_cannot_be_pickled_fail_in_the_caller(pool: Pool) -
 async def test_a_function_that_workers_cannot_import_fails_in_the_caller(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "cloudpickle", None)
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
     with pytest.raises((pickle.PicklingError, AttributeError)) as caught:
         await pool.run_sync(lambda: 1)
     assert "fdpool[cloudpickle]" in caught.value.__notes__[0]
@@ -398,7 +499,7 @@ async def test_a_worker_at_its_descriptor_limit_fails_the_right_call() -> None:
             await pool.run_sync(tasks.limit_descriptors, 64)
             events = [EventFd(1) for _ in range(300)]
             for number in (64, 300):
-                with pytest.raises(FdLimitError, match="did not arrive"):
+                with pytest.raises(FdLimitError, match="arrive"):
                     await pool.run_sync(tasks.take, events[:number])
             assert await pool.run_sync(tasks.read_events, events[:10]) == [1] * 10
             for event in events:
@@ -411,7 +512,7 @@ async def test_a_worker_at_its_descriptor_limit_fails_the_right_call() -> None:
 async def test_a_supervisor_at_its_descriptor_limit_fails_the_right_call(pool: Pool) -> None:
     assert await pool.run_sync(tasks.add, 1) == 2
     with limited_descriptors(64):
-        with pytest.raises(FdLimitError, match="did not arrive") as caught:
+        with pytest.raises(FdLimitError, match="arrive") as caught:
             await pool.run_sync(tasks.make_handles, 64)
         assert caught.value.in_use <= caught.value.limit
         assert await pool.run_sync(tasks.add, 1) == 2
@@ -457,10 +558,10 @@ async def test_map_draws_from_an_endless_iterable_only_what_it_needs(pool: Pool)
 
     async with pool.map_sync(tasks.add, numbers(), buffer=3) as results:
         async for result in results:
-            assert drawn <= result + 3
+            assert drawn <= result + 4
             if result == 20:
                 break
-    assert drawn <= 23
+    assert drawn <= 24
 
 
 async def test_map_raises_where_the_result_would_have_been_and_goes_on(pool: Pool) -> None:
@@ -489,12 +590,74 @@ async def test_leaving_the_block_cancels_the_rest(pool: Pool) -> None:
         async with Doorbell() as bell, pool.map_sync(tasks.ring_and_hang, [bell._event] * 10):
             await bell.wait()
             raise ZeroDivisionError
-    assert not pool._running
+    assert not any(seat.calls for seat in pool._dispatcher._seats.values())
     assert await pool.run_sync(tasks.add, 1) == 2
 
 
 async def test_map_refuses_what_makes_no_sense(pool: Pool) -> None:
     with pytest.raises(ValueError, match="buffer is 0"):
         pool.map_sync(tasks.add, [1], buffer=0)
+    with pytest.raises(ValueError, match="chunksize is 0"):
+        pool.map_sync(tasks.add, [1], chunksize=0)
     with pytest.raises(TypeError, match="at least one iterable"):
         pool.map_sync(tasks.add)
+
+
+async def test_map_takes_several_items_at_a_time_when_they_are_short(pool: Pool) -> None:
+    async with pool.map_sync(tasks.pid_and, range(2000)) as results:
+        items = [item async for item in results]
+    assert [number for _, _, number in items] == list(range(2000))
+    assert len({chunk for _, chunk, _ in items}) < 1000
+
+
+@pytest.mark.parametrize("chunksize", [1, 7, 100])
+async def test_map_takes_as_many_items_at_a_time_as_it_is_told(pool: Pool, chunksize: int) -> None:
+    async with pool.map_sync(tasks.add, range(100), chunksize=chunksize) as results:
+        assert [result async for result in results] == list(range(1, 101))
+
+
+async def test_map_yields_exceptions_instead_of_raising_them_when_told_to(pool: Pool) -> None:
+    async with pool.map_sync(tasks.divide, [4, 2], [2, 0], return_exceptions=True, chunksize=2) as results:
+        two, error = [result async for result in results]
+    assert two == 2
+    assert isinstance(error, ZeroDivisionError)
+    assert "in divide" in str(error.__cause__)
+
+
+async def test_map_draws_from_asynchronous_iterables(pool: Pool) -> None:
+    send, receive = trio.open_memory_channel[int](0)
+
+    async def produce() -> None:
+        async with send:
+            for number in range(5):
+                await send.send(number)
+
+    async with trio.open_nursery() as nursery, pool.map_sync(tasks.add, receive, count()) as results:
+        nursery.start_soon(produce)
+        assert [result async for result in results] == [0, 2, 4, 6, 8]
+
+
+async def test_map_reports_progress(pool: Pool) -> None:
+    reports: list[tuple[int, int | None]] = []
+
+    def report(done: int, total: int | None) -> None:
+        reports.append((done, total))
+
+    async with pool.map_sync(tasks.add, range(10), chunksize=4, progress=report) as results:
+        assert len([result async for result in results]) == 10
+    assert reports[-1] == (10, 10)
+    assert [total for _, total in reports] == [10, 10, 10]
+
+
+async def test_map_draws_a_progress_bar(pool: Pool, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    async with pool.map_sync(tasks.add, range(10), progress="adding") as results:
+        assert len([result async for result in results]) == 10
+    assert "adding" in capsys.readouterr().out
+
+
+async def test_map_without_rich_says_what_to_install(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with pytest.raises(ImportError, match="fdpool\\[demo\\]"):
+        async with pool.map_sync(tasks.add, range(10), progress=True):
+            pass

@@ -36,9 +36,9 @@ def launch_worker(settings: bytes) -> WorkerProcess:
       OSError: no descriptors, processes or memory left. Nothing was started.
     """
     with ExitStack() as always, ExitStack() as on_failure:
-        # The worker's copies are closed here in any case; ours only if it does not come to be.
+        # What only the worker needs is closed here in any case; the rest if it does not come to be.
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        always.callback(theirs.close)
+        on_failure.callback(theirs.close)
         channel = Channel(ours)
         on_failure.callback(channel.close)
         memory = always.enter_context(MemFd("fdpool-page", PAGE_BYTES))
@@ -57,7 +57,7 @@ def launch_worker(settings: bytes) -> WorkerProcess:
         # From here on the pidfd does the waiting, and subprocess must not.
         process.returncode = 0
         on_failure.pop_all()
-    return WorkerProcess(process.pid, pidfd, channel, page)
+    return WorkerProcess(process.pid, pidfd, channel, theirs, page)
 
 
 def _execute(*inherited: int) -> subprocess.Popen[bytes]:

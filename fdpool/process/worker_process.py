@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import mmap
 import signal
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
+from fdpool.errors import FdLimitError
 from fdpool.kernel import ExitStatus, PidFd
 from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import Operation, encode
+from fdpool.transport import Transport
 
 if TYPE_CHECKING:
     from fdpool.channel import Channel
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 class WorkerProcess:
     """A running worker: its process, its end of the channel, its control page. Owns all three.
+
+    Args:
+      queue: A duplicate of the worker's own end of the channel, from which messages can be taken back.
 
     Attributes:
       pid: Its process id, for people; signals go through the pidfd.
@@ -29,9 +35,11 @@ class WorkerProcess:
       exited: Set once its exit status was collected, which is `status` then.
     """
 
-    def __init__(self, pid: int, pidfd: PidFd, channel: Channel, memory: mmap.mmap) -> None:
+    def __init__(self, pid: int, pidfd: PidFd, channel: Channel, queue: socket.socket, memory: mmap.mmap) -> None:
         self.pid = pid
         self.channel = channel
+        self._queue = Transport(queue)
+        self._is_stopping = False
         self.page = ControlPage(memory)
         self._memory = memory
         self.is_condemned = False
@@ -63,8 +71,31 @@ class WorkerProcess:
         self.is_condemned = True
         self._signal(signal.SIGKILL)
 
+    def interrupt(self, call: int) -> None:
+        """Have `TaskCancelled` raised in the call of that number, if it is the one that runs; else nothing happens."""
+        self.page.cancelled_call = call
+        self._signal(signal.SIGINT)
+
+    def take_back(self) -> list[bytes]:
+        """Take every message out of its queue that it has not received yet; return their payloads, oldest first."""
+        payloads: list[bytes] = []
+        while not self._is_stopping:
+            try:
+                message = self._queue.receive_next(socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except FdLimitError as exc:
+                # Their handles are only duplicates of those that the calls still have.
+                payloads.append(exc.data)
+            else:
+                if message is not None:
+                    payloads.append(message.payload)
+                    message.close()
+        return payloads
+
     def ask_to_stop(self) -> None:
         """Ask it to exit as soon as it is idle; a worker that cannot even be asked is killed."""
+        self._is_stopping = True
         try:
             self.channel.send_nowait(encode(Operation.STOP))
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError):
@@ -73,6 +104,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Let go of everything. The process must have ended."""
         self.channel.close()
+        self._queue.close()
         self._pidfd.close()
         self.page.close()
         self._memory.close()

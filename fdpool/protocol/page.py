@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 PAGE_BYTES: Final = 4096
 _BEGUN: Final = 0
+_CANCELLED: Final = 1
 
 
 class ControlPage:
@@ -40,3 +41,12 @@ class ControlPage:
     @begun_call.setter
     def begun_call(self, number: int) -> None:
         self._words[_BEGUN] = number
+
+    @property
+    def cancelled_call(self) -> int:
+        """The number of the call to be interrupted, 0 if there never was one. Written by the supervisor."""
+        return self._words[_CANCELLED]
+
+    @cancelled_call.setter
+    def cancelled_call(self, number: int) -> None:
+        self._words[_CANCELLED] = number

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import socket
 import sys
-import traceback
 import warnings
 from contextlib import ExitStack
 from functools import partial
@@ -16,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from fdpool.errors import FdLimitError
 from fdpool.kernel import MemFd, PidFd
 from fdpool.kernel.process_control import die_with_parent
+from fdpool.memory.exceptions import tell
 from fdpool.memory.functions import set_main_loader
-from fdpool.memory.pickling import Packed, pack, pack_in_band, unpack
+from fdpool.memory.pickling import Packed, pack, unpack
 from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, Operation, decode, encode
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
+from fdpool.worker.interrupt import Interruptible
 from fdpool.worker.main_module import load_main
 
 if TYPE_CHECKING:
@@ -37,17 +37,16 @@ def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
     with ExitStack() as stack:
         supervisor = stack.enter_context(PidFd.adopt(supervisor_fd))
         die_with_parent(supervisor)
-        # A handler instead of SIG_IGN: that one would be inherited by every program a task executes.
-        signal.signal(signal.SIGINT, _ignore_interrupt)
         with MemFd.adopt(page_fd) as memory:
             page = ControlPage(memory.map(writable=True))
+        calls = Interruptible(page)
         channel = BlockingChannel(socket.socket(fileno=channel_fd), supervisor)
         stack.callback(channel.close)
         try:
             with channel.receive() as message:
                 _apply_settings(message)
             channel.send_bytes(encode(Operation.READY))
-            _serve(channel, page)
+            _serve(channel, page, calls)
         except SupervisorGone:
             return 0
         except OSError as exc:
@@ -57,7 +56,7 @@ def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
     return 0
 
 
-def _serve(channel: BlockingChannel, page: ControlPage) -> None:
+def _serve(channel: BlockingChannel, page: ControlPage, calls: Interruptible) -> None:
     while True:
         try:
             message = channel.receive()
@@ -65,7 +64,7 @@ def _serve(channel: BlockingChannel, page: ControlPage) -> None:
             # The call's handles are lost, but not the call: its payload says whose it was.
             _, _, call, _ = decode(exc.data, TO_WORKER)
             page.begun_call = call
-            channel.send_bytes(encode(Operation.ERROR, call, _pack_error(exc).data))
+            channel.send_bytes(encode(Operation.ERROR, call, pack(tell(exc)).data))
             continue
         operation, flags, call, body = decode(message.payload, TO_WORKER)
         if operation is Operation.STOP:
@@ -73,20 +72,20 @@ def _serve(channel: BlockingChannel, page: ControlPage) -> None:
         page.begun_call = call
         if flags & REPORT_BEGUN:
             channel.send_bytes(encode(Operation.BEGUN, call))
-        _answer(channel, call, body, message)
+        _answer(channel, calls, call, body, message)
 
 
-def _answer(channel: BlockingChannel, call: int, body: memoryview, message: Message) -> None:
+def _answer(channel: BlockingChannel, calls: Interruptible, call: int, body: memoryview, message: Message) -> None:
     """Run one call and send what came of it."""
     had_handles = bool(message.handles)
     # What the call leaves behind stays here until it has been answered, so that it can be dropped in one place.
     remains: list[object] = []
-    operation, packed = _run(body, message, remains)
+    operation, packed = _run(calls, call, body, message, remains)
     try:
         outgoing = channel.outgoing(encode(operation, call, packed.data), packed.handles)
     except (OSError, TypeError, ValueError) as exc:
         exc.add_note("raised by a handle in the result: it was closed, or there are too many")
-        channel.send_bytes(encode(Operation.ERROR, call, _pack_error(exc).data))
+        channel.send_bytes(encode(Operation.ERROR, call, pack(tell(exc)).data))
     else:
         channel.send(outgoing)
     packed.close()
@@ -98,38 +97,23 @@ def _answer(channel: BlockingChannel, call: int, body: memoryview, message: Mess
             remains.clear()
 
 
-def _run(body: memoryview, message: Message, remains: list[object]) -> tuple[Operation, Packed]:
+def _run(
+    calls: Interruptible, call: int, body: memoryview, message: Message, remains: list[object]
+) -> tuple[Operation, Packed]:
     function: Any = None
     try:
         function, args, kwargs = unpack(body, message.handles)
         remains.append((args, kwargs))
-        value = function(*args, **kwargs)
+        value = calls.call(call, function, args, kwargs)
         remains.append(value)
     except BaseException as exc:
         remains.append(exc)
-        return Operation.ERROR, _pack_error(exc)
+        return Operation.ERROR, pack(tell(exc))
     try:
         return Operation.RESULT, pack(value)
     except BaseException as exc:
         exc.add_note(f"raised while packing the result of {_name_of(function)}, a {type(value).__name__}")
-        return Operation.ERROR, _pack_error(exc)
-
-
-def _pack_error(error: BaseException) -> Packed:
-    """Pack an exception as text and, where it can be pickled, as itself."""
-    kind = type(error)
-    own_frames = error.__traceback__ and error.__traceback__.tb_next
-    trace = "".join(traceback.format_exception(kind, error, own_frames))
-    try:
-        pickled = pack_in_band(error)
-    except Exception:
-        pickled = b""
-    try:
-        text = str(error)
-    except Exception as exc:
-        text = f"<its __str__ raised {type(exc).__name__}>"
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return pack((name, text, trace, pickled))
+        return Operation.ERROR, pack(tell(exc))
 
 
 def _apply_settings(message: Message) -> None:
@@ -146,7 +130,3 @@ def _apply_settings(message: Message) -> None:
 
 def _name_of(function: Any) -> str:
     return getattr(function, "__qualname__", None) or repr(function)
-
-
-def _ignore_interrupt(_number: int, _frame: object) -> None:
-    """Leave Ctrl-C at a terminal, which every process of the group gets, to the supervisor."""

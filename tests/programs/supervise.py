@@ -1,5 +1,7 @@
 """Open a pool, say which workers there are, and keep them busy in the way that is asked for."""
 
+import collections
+import itertools
 import os
 import sys
 import time
@@ -14,7 +16,8 @@ def say_and(how, write_end):
     if how == "sleep":
         time.sleep(1000)
     elif how == "spin":
-        pow(7, 10**9)
+        # Holds the GIL, and looks at no signal.
+        collections.deque(itertools.repeat(None, 10**14), maxlen=0)
 
 
 async def main(how):

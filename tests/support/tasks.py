@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -52,11 +55,65 @@ def ring_and_hang(event: EventFd) -> NoReturn:
         signal.pause()
 
 
-def ring_and_spin_in_c(event: EventFd) -> int:
-    """Say that the task runs, then hold the GIL for longer than any test waits."""
-    with event:
+def ring_and_spin_in_c(event: EventFd) -> None:
+    """Say that the task runs, then hold the GIL for longer than any test waits, and look at no signal."""
+    # The ring comes from within the loop: no bytecode, at which a signal would be looked at, runs after it.
+    ring = map(os.eventfd_write, [event.fileno()], [1])
+    collections.deque(itertools.chain(ring, itertools.repeat(None, 10**14)), maxlen=0)
+
+
+def ring_and_refuse(event: EventFd) -> NoReturn:
+    """Do what no task should: go on whatever is raised."""
+    while True:
+        try:
+            if not event.closed:
+                event.write()
+                event.close()
+            signal.pause()
+        except BaseException:
+            continue
+
+
+def ring_and_wait(event: EventFd, go_on: EventFd) -> int:
+    with event, go_on:
         event.write()
-    return int(pow(7, 10**9))
+        select.select([go_on], [], [])
+        return go_on.read()
+
+
+def clean_up(event: EventFd, cleaned_up: EventFd) -> NoReturn:
+    with cleaned_up:
+        try:
+            ring_and_hang(event)
+        except Exception:
+            cleaned_up.write(100)
+            raise
+        finally:
+            cleaned_up.write()
+
+
+def interrupt_self() -> str:
+    signal.raise_signal(signal.SIGINT)
+    return "went on"
+
+
+def die_until(memory: MemFd, count: int) -> int:
+    """Die as often as *count*, which is kept track of in memory."""
+    with memory, memory.map(writable=True) as view:
+        if view[0] >= count:
+            return view[0]
+        view[0] += 1
+        kill_self()
+
+
+def divide(left: int, right: int) -> float:
+    return left / right
+
+
+def pid_and(number: int) -> tuple[int, int, int]:
+    """Return something that is different for each call, and the number."""
+    caller = sys._getframe(1)
+    return os.getpid(), id(caller.f_locals["outcomes"]), number
 
 
 def report_pid_and_hang(memfd: MemFd, event: EventFd) -> NoReturn:

@@ -1,0 +1,124 @@
+"""Calls: what one is asked to do, how it may be treated, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import trio
+
+from fdpool.memory.exceptions import rebuild
+from fdpool.memory.pickling import Packed, unpack
+from fdpool.protocol.tasks import HEADER_BYTES, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fdpool.transport import Message
+
+OnCancel = Literal["interrupt", "kill", "wait"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """How a call is treated.
+
+    Args:
+      on_cancel: What cancelling does to a call that runs. `"interrupt"` raises `TaskCancelled` in it, so that its
+          `finally` blocks run and the worker stays warm, and kills the worker after *grace_period*. `"kill"` kills
+          it at once. `"wait"` lets the call finish: it cannot be cancelled, and returns its result.
+      grace_period: Seconds an interrupted call has to end.
+      retries: How often the call is run again if its worker dies, which only its caller can know to be harmless.
+    """
+
+    on_cancel: OnCancel = "interrupt"
+    grace_period: float = 1.0
+    retries: int = 0
+
+    def __post_init__(self) -> None:
+        if self.on_cancel not in ("interrupt", "kill", "wait"):
+            raise ValueError(f"on_cancel is {self.on_cancel!r}: it is one of 'interrupt', 'kill', 'wait'")
+        if self.grace_period < 0:
+            raise ValueError(f"grace_period is {self.grace_period} seconds: it cannot be negative")
+        if self.retries < 0:
+            raise ValueError(f"retries is {self.retries}: it cannot be negative")
+
+
+class Call:
+    """One call, from its arguments packed to its outcome known. One task waits for it."""
+
+    __slots__ = (
+        "error",
+        "is_abandoned",
+        "message",
+        "name",
+        "number",
+        "operation",
+        "options",
+        "packed",
+        "retries",
+        "task",
+    )
+
+    def __init__(self, number: int, name: str, packed: Packed, options: CallOptions) -> None:
+        self.number = number
+        self.name = name
+        self.packed = packed
+        self.options = options
+        self.retries = options.retries
+        self.task: trio.lowlevel.Task | None = None
+        self.operation = Operation.RESULT
+        self.message: Message | None = None
+        self.error: Exception | None = None
+        self.is_abandoned = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, one way or another."""
+        return self.message is not None or self.error is not None
+
+    def finish(self, operation: Operation, message: Message) -> None:
+        """Take in the answer, and wake the caller."""
+        self.operation, self.message = operation, message
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Take in why there is no answer, and wake the caller."""
+        self.error = error
+        self._wake()
+
+    async def wait_done(self) -> None:
+        """Wait until it has ended. Cancellation: the call goes on, and can be waited for again."""
+        if self.is_done:
+            return
+        self.task = trio.lowlevel.current_task()
+
+        def abort(_raise_cancel: Callable[[], None]) -> trio.lowlevel.Abort:
+            self.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def outcome(self) -> Any:
+        """Return what the call returned, or raise what it raised. To be called once, when it is done."""
+        if self.error is not None:
+            raise self.error
+        assert self.message is not None
+        with self.message as message:
+            body = memoryview(message.payload)[HEADER_BYTES:]
+            if self.operation is Operation.RESULT:
+                return unpack(body, message.handles)
+            error = rebuild(unpack(body, message.handles))
+        # From its cause, which rebuilding has set: the traceback it had over there.
+        raise error from error.__cause__
+
+    def _wake(self) -> None:
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task)
+            self.task = None
+
+
+def name_of(function: Any) -> str:
+    """Return how a function is called in messages to people."""
+    name = getattr(function, "__qualname__", None)
+    return repr(function) if name is None else f"{function.__module__}.{name}"

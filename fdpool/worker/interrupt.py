@@ -1,0 +1,47 @@
+"""Interrupting the call that is meant, and no other."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+from fdpool.errors import TaskCancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fdpool.protocol.page import ControlPage
+
+
+class Interruptible:
+    """Runs calls that SIGINT can end, if the control page names the one that runs just then.
+
+    The supervisor writes the number first and sends the signal then. A signal that comes too late, or that a
+    terminal sent to the whole process group, finds another number or none, and is ignored.
+    """
+
+    def __init__(self, page: ControlPage) -> None:
+        self._page = page
+        self._running = 0
+        # A handler instead of SIG_IGN: that one would be inherited by every program a task executes.
+        signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def call(self, number: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call *function* as call *number*.
+
+        Raises:
+          TaskCancelled: the call was cancelled, before it began or since, unless *function* made something else of it.
+        """
+        self._running = number
+        try:
+            if self._page.cancelled_call == number:
+                raise TaskCancelled
+            return function(*args, **kwargs)
+        finally:
+            self._running = 0
+
+    def _on_interrupt(self, _number: int, _frame: object) -> None:
+        if self._running and self._page.cancelled_call == self._running:
+            # Once for each call: what cleans up after the first one is left alone.
+            self._running = 0
+            raise TaskCancelled
