@@ -7,22 +7,24 @@ nothing else here does.
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
 import socket
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fdpool.errors import RemoteProtocolError
-from fdpool.kernel import HasFileno, OwnedFd
+from fdpool.kernel import HasFileno, MemFd, OwnedFd
+from fdpool.kernel.descriptor import fd_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Reduced = tuple["Callable[..., Any]", tuple[Any, ...]]
+Reducer: TypeAlias = "Callable[[Lent, Any], Any]"
+"""Takes an object apart into a rebuilder and its arguments; or returns NotImplemented, if it has no descriptor."""
 
 
 @dataclass(slots=True)
@@ -33,7 +35,12 @@ class Lent:
     given: list[Any] = field(default_factory=list)
 
     def add(self, handle: HasFileno) -> int:
-        """Put *handle* on the list; return where."""
+        """Put *handle* on the list; return where.
+
+        Raises:
+          ValueError: it is closed.
+        """
+        fd_number(handle)
         self.handles.append(handle)
         return len(self.handles) - 1
 
@@ -57,6 +64,18 @@ class Arrived:
         self._handles[index] = None
         return handle
 
+    def take_memory(self) -> MemFd:
+        """Give up the memfd that comes before the handles proper, and is not counted among them.
+
+        Raises:
+          RemoteProtocolError: none did.
+        """
+        memory = self._handles[0] if self._handles else None
+        if not isinstance(memory, MemFd):
+            raise RemoteProtocolError("the buffers should be in a memfd, and none came")
+        del self._handles[0]
+        return memory
+
     def close(self) -> None:
         """Close every handle that was not taken."""
         for handle in self._handles:
@@ -64,15 +83,9 @@ class Arrived:
                 handle.close()
         self._handles.clear()
 
-    def rebuilder(self, name: str) -> Callable[..., Any]:
-        """Return the rebuilder of that *name*, bound to these handles.
-
-        Raises:
-          RemoteProtocolError: there is none of that name.
-        """
-        if name not in _REBUILDERS:
-            raise RemoteProtocolError(f"the pickle names a rebuilder {name!r} that does not exist")
-        return partial(_REBUILDERS[name], self)
+    def rebuilder(self, name: str) -> Callable[..., Any] | None:
+        """Return the rebuilder of that *name*, bound to these handles; None if there is no such rebuilder."""
+        return partial(_REBUILDERS[name], self) if name in _REBUILDERS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +110,29 @@ def give(handle: Any) -> Any:
     Raises:
       TypeError: *handle* has no descriptor.
     """
+    if isinstance(handle, Given):
+        return handle
     if reducer_for(handle) is None:
         raise TypeError(f"a {type(handle).__name__} cannot be given: it has no descriptor that could travel")
     return Given(handle)
 
 
 def close_given(handles: list[Any]) -> None:
-    """Close here what was handed over."""
-    while handles:
-        handle = handles.pop()
-        # A trio stream or listener closes through its socket; its own close is asynchronous.
-        getattr(handle, "socket", handle).close()
+    """Close here what was handed over, all of it even if some refuse."""
+    with ExitStack() as closing:
+        while handles:
+            handle = handles.pop()
+            # A trio stream or listener closes through its socket; its own close is asynchronous.
+            closing.callback(getattr(handle, "socket", handle).close)
 
 
-def reducer_for(value: Any) -> Callable[[Lent, Any], Reduced] | None:
-    """Return the function that takes *value* apart, or None if it has no descriptor."""
+def reducer_for(value: Any) -> Reducer | None:
+    """Return the function that takes *value* apart, or None if its class has no descriptor."""
     return _reducer_for_class(type(value))  # type: ignore[arg-type]  # mypy doubts that classes can be hashed
 
 
 @lru_cache(maxsize=4096)
-def _reducer_for_class(kind: type) -> Callable[[Lent, Any], Reduced] | None:
+def _reducer_for_class(kind: type) -> Reducer | None:
     names = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
     return next((_BY_NAME[name] for name in names if name in _BY_NAME), None)
 
@@ -164,51 +180,79 @@ def _trio_socket(arrived: Arrived, index: int) -> Any:
 
 
 def _reduce_trio_stream(_lent: Lent, stream: Any) -> Reduced:
-    return _trio_stream, (type(stream).__name__, stream.socket)
+    return _trio_stream, (stream.socket,)
 
 
-def _trio_stream(_arrived: Arrived, name: str, sock: Any) -> Any:
+def _trio_stream(_arrived: Arrived, sock: Any) -> Any:
     import trio
 
-    return {"SocketStream": trio.SocketStream, "SocketListener": trio.SocketListener}[name](sock)
+    return trio.SocketStream(sock)
+
+
+def _reduce_trio_listener(_lent: Lent, listener: Any) -> Reduced:
+    return _trio_listener, (listener.socket,)
+
+
+def _trio_listener(_arrived: Arrived, sock: Any) -> Any:
+    import trio
+
+    return trio.SocketListener(sock)
+
+
+# Files. The descriptor is open already, so there is nothing left to create or truncate, and whether it appends
+# is a property of the open file description that travels: of a mode, only the direction counts. (With "a" in
+# it, Python would also move the offset, which the sender shares.)
+#
+# What a reader of a pipe or a terminal has read ahead stays here: only a file with positions can be told to
+# stand where its reader stood.
 
 
 def _reduce_raw_file(lent: Lent, file: io.FileIO) -> Reduced:
-    return _raw_file, (lent.add(file), _open_mode(file))
+    return _raw_file, (lent.add(file), _direction(file))
 
 
 def _raw_file(arrived: Arrived, index: int, mode: str) -> Any:
     return _as_fd(arrived.take(index)).into_file(mode, buffering=0)
 
 
-def _reduce_buffered_file(lent: Lent, file: Any) -> Reduced:
-    return _file, (lent.add(file), _open_mode(file.raw), {}, _settled_position(file))
+def _reduce_buffered_file(lent: Lent, file: Any) -> Any:
+    if not isinstance(file.raw, io.FileIO):
+        # On top of something in memory, or of a socket: what it has read ahead could not follow it.
+        return NotImplemented
+    index = lent.add(file)
+    return _buffered_file, (index, _direction(file), _settled_position(file))
 
 
-def _reduce_text_file(lent: Lent, file: io.TextIOWrapper) -> Reduced:
-    mode = _open_mode(file.buffer.raw).replace("b", "")  # type: ignore[attr-defined]
-    options = {"encoding": file.encoding, "errors": file.errors}
-    return _file, (lent.add(file), mode, options, _settled_position(file))
+def _buffered_file(arrived: Arrived, index: int, mode: str, position: int | None) -> Any:
+    return _at(position, _as_fd(arrived.take(index)).into_file(mode))
 
 
-def _file(arrived: Arrived, index: int, mode: str, options: dict[str, str], position: int | None) -> Any:
-    file = _as_fd(arrived.take(index)).into_file(mode, **options)
-    if position is not None:
-        file.seek(position)
-    return file
+def _reduce_text_file(lent: Lent, file: io.TextIOWrapper) -> Any:
+    if not isinstance(getattr(file.buffer, "raw", None), io.FileIO):
+        return NotImplemented
+    index = lent.add(file)
+    mode = _direction(file).replace("b", "")
+    coding = {"encoding": file.encoding, "errors": file.errors}
+    flushing = {"line_buffering": file.line_buffering, "write_through": file.write_through}
+    return _text_file, (index, mode, coding, flushing, _settled_position(file))
+
+
+def _text_file(
+    arrived: Arrived, index: int, mode: str, coding: dict[str, str], flushing: dict[str, bool], position: int | None
+) -> Any:
+    file: Any = _as_fd(arrived.take(index)).into_file(mode, **coding)
+    file.reconfigure(**flushing)
+    return _at(position, file)
 
 
 def _as_fd(handle: OwnedFd | socket.socket) -> OwnedFd:
     return handle if isinstance(handle, OwnedFd) else OwnedFd(handle.detach())
 
 
-def _open_mode(raw: io.FileIO) -> str:
-    # With a descriptor to open there is nothing left to create or truncate; only the direction and O_APPEND count.
-    flags = fcntl.fcntl(raw.fileno(), fcntl.F_GETFL)
-    access = flags & os.O_ACCMODE
-    if flags & os.O_APPEND:
-        return "ab" if access == os.O_WRONLY else "a+b"
-    return {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}.get(access, "r+b")
+def _direction(file: Any) -> str:
+    if file.readable() and file.writable():
+        return "r+b"
+    return "wb" if file.writable() else "rb"
 
 
 def _settled_position(file: Any) -> int | None:
@@ -216,6 +260,17 @@ def _settled_position(file: Any) -> int | None:
     if file.writable():
         file.flush()
     return file.tell() if file.seekable() else None
+
+
+def _at(position: int | None, file: Any) -> Any:
+    if position is not None:
+        file.seek(position)
+    return file
+
+
+def _reduce_temporary_file(lent: Lent, temporary: Any) -> Any:
+    # It arrives as the file it wraps: its name is removed by the one who made it, and by nobody else.
+    return _itself, (temporary.file,)
 
 
 def _reduce_pipe_connection(lent: Lent, connection: Any) -> Reduced:
@@ -228,27 +283,46 @@ def _pipe_connection(arrived: Arrived, index: int, readable: bool, writable: boo
     return Connection(arrived.take(index).detach(), readable, writable)
 
 
+def _reduce_as_itself(_lent: Lent, value: Any) -> Any:
+    """Take apart a class of fdpool that pickles itself once what is inside it can be."""
+    return value.__reduce__()
+
+
 def _itself(_arrived: Arrived, handle: Any) -> Any:
     return handle
 
 
 _REBUILDERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (_file, _itself, _owned, _pipe_connection, _raw_file, _socket, _trio_socket, _trio_stream)
+    for function in (
+        _buffered_file,
+        _itself,
+        _owned,
+        _pipe_connection,
+        _raw_file,
+        _socket,
+        _text_file,
+        _trio_listener,
+        _trio_socket,
+        _trio_stream,
+    )
 }
 
 # By name, so that looking for a trio socket does not import trio.
-_BY_NAME: dict[str, Callable[[Lent, Any], Reduced]] = {
+_BY_NAME: dict[str, Reducer] = {
     f"{__name__}.Given": _reduce_given,
     "fdpool.kernel.descriptor.OwnedFd": _reduce_owned,
+    "fdpool.channel.Channel": _reduce_as_itself,
+    "fdpool.doorbell.Doorbell": _reduce_as_itself,
     "socket.socket": _reduce_socket,
     "trio.socket.SocketType": _reduce_trio_socket,
     "trio.SocketStream": _reduce_trio_stream,
-    "trio.SocketListener": _reduce_trio_stream,
+    "trio.SocketListener": _reduce_trio_listener,
     "_io.FileIO": _reduce_raw_file,
     "_io.BufferedReader": _reduce_buffered_file,
     "_io.BufferedWriter": _reduce_buffered_file,
     "_io.BufferedRandom": _reduce_buffered_file,
     "_io.TextIOWrapper": _reduce_text_file,
+    "tempfile._TemporaryFileWrapper": _reduce_temporary_file,
     "multiprocessing.connection.Connection": _reduce_pipe_connection,
 }

@@ -15,11 +15,12 @@ import io
 import mmap
 import pickle
 import struct
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from fdpool.errors import RemoteProtocolError
-from fdpool.kernel import HasFileno, MemFd, OwnedFd
 from fdpool.memory import handles as handle_module
 from fdpool.memory.bulk import MappedBulk, offsets_for, write_bulk
 from fdpool.memory.functions import Unimportable, check_importable, main_module
@@ -27,6 +28,8 @@ from fdpool.memory.handles import Arrived, Lent, reducer_for
 
 if TYPE_CHECKING:
     import socket
+
+    from fdpool.kernel import HasFileno, MemFd, OwnedFd
 
 OUT_OF_BAND_BYTES: Final = 32 * 1024
 """Smaller buffers are cheaper inside the pickle than in a memfd (measured: docs/performance.md)."""
@@ -37,6 +40,7 @@ INLINE_BYTES: Final = 60 * 1024
 _HEADER: Final = struct.Struct("<BIQQ")
 _HAS_BULK: Final = 0x1
 _TAIL_IN_BULK: Final = 0x2
+_LENGTH_BYTES: Final = 8
 
 
 @dataclass(slots=True)
@@ -97,13 +101,9 @@ def unpack(data: memoryview, handles: list[OwnedFd | socket.socket]) -> Any:
       RemoteProtocolError: the sender broke the rules of this format.
       Exception: whatever loading the objects raises.
     """
-    try:
-        stream, buffers = _open_parcel(data, handles)
-    except BaseException:
-        Arrived(handles).close()
-        raise
     arrived = Arrived(handles)
     try:
+        stream, buffers = _open_parcel(data, arrived)
         return _Unpickler(stream, buffers, arrived).load()
     finally:
         arrived.close()
@@ -126,27 +126,34 @@ def unpack_in_band(data: bytes) -> Any:
     return _Unpickler(io.BytesIO(data), [], Arrived([])).load()
 
 
-def _open_parcel(data: memoryview, handles: list[OwnedFd | socket.socket]) -> tuple[Any, list[memoryview]]:
-    """Return the pickle as a file and the buffers beside it; take the memfd they are in off *handles*."""
+def _open_parcel(data: memoryview, arrived: Arrived) -> tuple[Any, list[memoryview]]:
+    """Return the pickle as a file, and the buffers beside it."""
     if data.nbytes < _HEADER.size:
         raise RemoteProtocolError(f"{data.nbytes} bytes are too short for a header of {_HEADER.size}", bytes(data))
     flags, count, tail_offset, tail_length = _HEADER.unpack_from(data)
-    if not flags & _HAS_BULK:
-        return io.BytesIO(data[_HEADER.size :]), []
-    memfd = handles[0] if handles else None
-    if not isinstance(memfd, MemFd):
-        raise RemoteProtocolError("the buffers should be in a memfd, and none came")
-    del handles[0]
-    with memfd:
+    tail = data[_HEADER.size :]
+    if flags == 0:
+        return io.BytesIO(_checked(tail, tail_length)), []
+    if flags not in (_HAS_BULK, _HAS_BULK | _TAIL_IN_BULK):
+        raise RemoteProtocolError(f"a parcel with flags {flags:#x}", bytes(data))
+    with arrived.take_memory() as memfd:
         bulk = MappedBulk(memfd)
-    tail = bulk.view(tail_offset, tail_length) if flags & _TAIL_IN_BULK else data[_HEADER.size :]
-    if count * 8 > tail.nbytes:
-        raise RemoteProtocolError(f"a table of {count} buffers does not fit into {tail.nbytes} bytes")
-    lengths = array.array("Q", tail[: count * 8].tobytes())
+    if flags & _TAIL_IN_BULK:
+        tail = bulk.view(tail_offset, tail_length)
+    table_length = count * _LENGTH_BYTES
+    if table_length > _checked(tail, tail_length).nbytes:
+        raise RemoteProtocolError(f"a table of {count} buffers does not fit into {tail_length} bytes", bytes(data))
+    lengths = array.array("Q", tail[:table_length].tobytes())
     offsets, _ = offsets_for(lengths)
     buffers = list(map(bulk.view, offsets, lengths))
-    stream = tail[count * 8 :]
+    stream = tail[table_length:]
     return _ViewFile(stream) if flags & _TAIL_IN_BULK else io.BytesIO(stream), buffers
+
+
+def _checked(tail: memoryview, length: int) -> memoryview:
+    if tail.nbytes != length:
+        raise RemoteProtocolError(f"{tail.nbytes} bytes came where the header declares {length}")
+    return tail
 
 
 class _Sink:
@@ -226,7 +233,11 @@ def _pickle_by_value(value: Any, sink: _Sink) -> bool:
             try:
                 return super().reducer_override(value)
             except Unimportable:
-                return self.reduce_other(value)
+                reduced = self.reduce_other(value)
+                if reduced is NotImplemented:
+                    # It would go by name as well, since the module it names exists here.
+                    raise
+                return reduced
 
     pickler = ByValue(sink, pickle.HIGHEST_PROTOCOL, buffer_callback=sink.keep_out_of_band)
     pickler.sink = sink
@@ -240,53 +251,56 @@ class _Unpickler(pickle.Unpickler):
         self._arrived = arrived
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == handle_module.__name__:
-            return self._arrived.rebuilder(name)
+        if module == handle_module.__name__ and (rebuilder := self._arrived.rebuilder(name)) is not None:
+            return rebuilder
         if module in ("__main__", "__mp_main__"):
             return super().find_class(main_module(), name)
         return super().find_class(module, name)
 
 
-class _ViewFile:
+class _ViewFile(io.RawIOBase):
     """Reads memory as a file, without the copy of everything that `io.BytesIO` begins with."""
 
-    __slots__ = ("_position", "_view")
-
     def __init__(self, view: memoryview) -> None:
-        self._view = view
-        self._position = 0
+        self._left = view
 
-    def read(self, size: int = -1) -> bytes:
-        end = self._view.nbytes if size < 0 else self._position + size
-        data = self._view[self._position : end].tobytes()
-        self._position += len(data)
-        return data
+    def readable(self) -> bool:
+        return True
 
-    def readinto(self, target: memoryview) -> int:
-        part = self._view[self._position : self._position + target.nbytes]
-        target[: part.nbytes] = part
-        self._position += part.nbytes
-        return part.nbytes
-
-    def readline(self) -> bytes:
-        rest = self._view[self._position :].tobytes()
-        line = rest[: rest.find(b"\n") + 1] or rest
-        self._position += len(line)
-        return line
+    def readinto(self, target: Any) -> int:
+        part = self._left[: len(target)]
+        target[: len(part)] = part
+        self._left = self._left[len(part) :]
+        return len(part)
 
 
 def _reduce_view(view: memoryview) -> tuple[Any, tuple[Any, ...]]:
-    """Take a memoryview apart: its bytes out of band, its shape beside them."""
+    """Take a memoryview apart: its bytes out of band, its shape beside them.
+
+    Raises:
+      TypeError: its items have a format that no memoryview made over there could have.
+    """
+    layout = _native_format(view)
+    shape = view.shape
     if not view.c_contiguous:
         # Strides would make the other side's view refer to bytes that did not travel.
-        view = memoryview(view.tobytes()).cast("B").cast(view.format, view.shape)  # type: ignore[call-overload]
-    return rebuild_view, (pickle.PickleBuffer(view), view.format, view.shape)
+        view = memoryview(bytes(view) if view.readonly else bytearray(view))
+    return rebuild_view, (pickle.PickleBuffer(view), layout, shape)
+
+
+def _native_format(view: memoryview) -> str:
+    """Return the format of *view* in the notation of `memoryview.cast`; that of ctypes differs, for the same items."""
+    native = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>!")
+    with suppress(ValueError, TypeError):
+        if memoryview(bytes(view.itemsize)).cast(native).itemsize == view.itemsize:  # type: ignore[call-overload]
+            return native
+    raise TypeError(f"a memoryview of format {view.format!r} cannot be made in another process; its .cast('B') can")
 
 
 def rebuild_view(buffer: Any, layout: str, shape: tuple[int, ...]) -> memoryview:
     """Return a view of *buffer*, writable if the original was, of the original's format and shape."""
-    view = memoryview(buffer)
-    if (view.format, view.shape) == (layout, shape):
-        return view
-    view = view.cast("B")
-    return view if 0 in shape else view.cast(layout, shape)  # type: ignore[call-overload]
+    view = memoryview(buffer).cast("B")
+    if 0 not in shape:
+        return view.cast(layout, shape)  # type: ignore[call-overload,no-any-return]
+    # Of all empty views, cast makes only the flat ones.
+    return view.cast(layout)  # type: ignore[call-overload,no-any-return]

@@ -17,7 +17,7 @@ class Backoff:
     Args:
       first: The wait after the first failure in a row.
       factor: What each further wait is multiplied by.
-      cap: The longest wait.
+      cap: The longest wait, before it is varied.
       jitter: By which share of itself a wait is varied at random, so that many workers do not start at once.
     """
 
@@ -32,8 +32,10 @@ class Backoff:
 
     def seconds_after(self, failures: int, chance: float) -> float:
         """Return the wait after *failures* in a row; *chance*, from 0 to 1, picks within the jitter."""
-        # The exponent is bounded so that no number of failures overflows a float.
-        wait = min(self.cap, self.first * self.factor ** min(failures - 1, 64))
+        try:
+            wait = min(self.cap, self.first * float(self.factor) ** (failures - 1))
+        except OverflowError:
+            wait = self.cap if self.first else 0.0
         return wait * (1 + self.jitter * (2 * chance - 1))
 
 
@@ -73,7 +75,7 @@ class RestartHistory:
             self._in_a_row = 0
             self._deaths.clear()
         self._deaths.append(now)
-        while self._deaths[0] <= now - self.policy.period:
+        while now - self._deaths[0] >= self.policy.period:
             self._deaths.popleft()
         if len(self._deaths) > self.policy.intensity:
             return None
