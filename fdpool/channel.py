@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
-from fdpool.transport import TRY_LATER, Message, Outgoing, Transport
+from fdpool.transport import PEER_GONE, TRY_LATER, Message, Outgoing, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
     from fdpool.kernel import HasFileno
 
-_PEER_GONE: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE})
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.1
 
@@ -86,6 +84,7 @@ class Channel(trio.abc.AsyncResource):
                         pause = min(2 * pause, _LONGEST_PAUSE)
             await trio.lowlevel.cancel_shielded_checkpoint()
 
+    @trio.lowlevel.enable_ki_protection
     def send_nowait(self, payload: Buffer, handles: Sequence[HasFileno] = ()) -> None:
         """Send like `send`, at once or not at all.
 
@@ -116,7 +115,7 @@ class Channel(trio.abc.AsyncResource):
           trio.EndOfChannel: the peer of a `SOCK_SEQPACKET` channel closed its end.
           trio.BrokenResourceError: the peer of a `SOCK_SEQPACKET` channel closed its end with messages unread.
           FdLimitError: handles were lost because this process may open no more; its `data` is the payload. The
-              channel still works.
+              channel still works. A payload over 64 KiB travels as a handle and can be among what was lost.
           RemoteProtocolError: the message was malformed; its handles are closed. The channel still works.
 
         Cancellation: always a checkpoint. After `trio.Cancelled` no message was taken.
@@ -132,9 +131,13 @@ class Channel(trio.abc.AsyncResource):
                 else:
                     if message is not None:
                         break
+                    # More chunks are to come. What has come is kept, so that this may be cancelled here; a peer
+                    # that never sends the last one does not keep the other tasks waiting.
+                    await trio.lowlevel.checkpoint()
             await trio.lowlevel.cancel_shielded_checkpoint()
             return message
 
+    @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> Message:
         """Return the next message if it is there.
 
@@ -161,7 +164,8 @@ class Channel(trio.abc.AsyncResource):
 
     def close(self) -> None:
         """Close this end at once; tasks that wait on it get `trio.ClosedResourceError`. May be called twice."""
-        if self._transport.socket.fileno() >= 0:
+        # Outside of trio, as in a plain function of a worker, there is nobody to wake.
+        if self._transport.socket.fileno() >= 0 and trio.lowlevel.in_trio_run():
             trio.lowlevel.notify_closing(self._transport.socket)
         self._transport.close()
 
@@ -199,7 +203,7 @@ class Channel(trio.abc.AsyncResource):
         try:
             yield
         except OSError as exc:
-            if exc.errno in _PEER_GONE:
+            if exc.errno in PEER_GONE:
                 raise trio.BrokenResourceError(f"the peer closed its end: {exc.strerror}") from exc
             raise
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import trio
 
 from fdpool.kernel import EventFd
@@ -16,6 +18,9 @@ class Doorbell(trio.abc.AsyncResource):
 
     def __init__(self, event: EventFd | None = None) -> None:
         self._event = EventFd() if event is None else event
+        # A thread that rings must not be overtaken by close(): its number could be somebody else's by then.
+        # Reentrant, because a signal handler may ring at any moment.
+        self._ringing = threading.RLock()
 
     def fileno(self) -> int:
         """Return the eventfd's descriptor number, or -1 once closed."""
@@ -25,11 +30,13 @@ class Doorbell(trio.abc.AsyncResource):
         """Add *n* to what the next `wait` returns. From any thread; never blocks.
 
         Raises:
+          ValueError: *n* is not 1 to 2**64 - 2.
           trio.ClosedResourceError: it was closed.
           BlockingIOError: 2**64 - 2 rings are waiting already.
         """
-        self._check_open()
-        self._event.write(n)
+        with self._ringing:
+            self._check_open()
+            self._event.write(n)
 
     @trio.lowlevel.enable_ki_protection
     async def wait(self) -> int:
@@ -55,9 +62,11 @@ class Doorbell(trio.abc.AsyncResource):
 
     def close(self) -> None:
         """Close it; a task that waits gets `trio.ClosedResourceError`. May be called twice."""
-        if not self._event.closed:
+        # Outside of trio, as in a plain function of a worker, there is nobody to wake.
+        if not self._event.closed and trio.lowlevel.in_trio_run():
             trio.lowlevel.notify_closing(self._event)
-        self._event.close()
+        with self._ringing:
+            self._event.close()
 
     async def aclose(self) -> None:
         """Close it, as `close` does."""

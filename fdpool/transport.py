@@ -30,6 +30,10 @@ Handle = OwnedFd | socket.socket
 TRY_LATER: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS})
 """Errors of sendmsg(2) that pass by themselves and that no poll event announces: sleep, then try again."""
 
+PEER_GONE: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE})
+"""Errors that say that nobody holds the other end any more. On `SOCK_DGRAM` the first send after that gets
+ECONNREFUSED, and every further one ENOTCONN."""
+
 _SOCKET_TYPES: Final = (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 _READ_BYTES: Final = 1 << 20
 
@@ -58,23 +62,31 @@ class Message:
 
 
 class Outgoing:
-    """A message on its way out. Handles are lent until it is closed."""
+    """A message on its way out. Handles are lent until it is closed.
+
+    They are asked for their numbers once more as each datagram leaves, so that one that was closed in the
+    meantime is an error, and never a stranger's descriptor that got its number.
+    """
 
     __slots__ = ("_spill", "pending")
 
     def __init__(self, message_id: int, payload: Buffer, handles: Sequence[HasFileno]) -> None:
         view = memoryview(payload).cast("B")
         self._spill: MemFd | None = None
-        numbers = list(map(fd_number, handles))
-        kinds = bytes(map(handle_kind, numbers))
-        if view.nbytes > MAX_INLINE_BYTES:
-            self._spill = MemFd.from_bytes(view, name="fdpool-message")
-            view = view[:0]
-            numbers.insert(0, self._spill.fileno())
-            kinds = bytes([HandleKind.MEMFD]) + kinds
-        self.pending: list[Datagram[int]] = datagrams_for(
-            message_id, view, numbers, kinds, spilled=self._spill is not None
-        )
+        lent = [*handles]
+        kinds = bytes(handle_kind(fd_number(handle)) for handle in lent)
+        try:
+            if view.nbytes > MAX_INLINE_BYTES:
+                self._spill = MemFd.from_bytes(view, name="fdpool-message")
+                view = view[:0]
+                lent.insert(0, self._spill)
+                kinds = bytes([HandleKind.MEMFD]) + kinds
+            self.pending: list[Datagram[HasFileno]] = datagrams_for(
+                message_id, view, lent, kinds, spilled=self._spill is not None
+            )
+        except BaseException:
+            self.close()
+            raise
         self.pending.reverse()
 
     def close(self) -> None:
@@ -131,7 +143,8 @@ class Transport:
         Raises:
           BlockingIOError: nothing is there.
           EOFError: the peer of a `SOCK_SEQPACKET` pair closed its end. On `SOCK_DGRAM` nothing ever says so.
-          FdLimitError: handles were lost because this process may open no more; its `data` is the message's payload.
+          FdLimitError: handles were lost because this process may open no more; its `data` is the message's payload,
+              but for a payload over 64 KiB whose memfd is among what was lost.
           RemoteProtocolError: the message is malformed. The socket can go on being used.
         """
         damaged = False
@@ -143,7 +156,7 @@ class Transport:
         try:
             if nbytes > MAX_DATAGRAM_BYTES:
                 raise RemoteProtocolError(f"a datagram of {nbytes} bytes: at most {MAX_DATAGRAM_BYTES} are sent", data)
-            if not nbytes and self.socket.type == socket.SOCK_SEQPACKET:
+            if not (nbytes or fds or damaged) and self.socket.type == socket.SOCK_SEQPACKET:
                 raise EOFError("the peer closed its end")
             parts, stale = self._assembler.feed(data, fds, damaged=damaged)
         except BaseException:
@@ -169,18 +182,17 @@ def _finish(parts: Parts[OwnedFd]) -> Message:
     message = Message(parts.payload)
     fds = parts.handles
     try:
+        if parts.spill is not None:
+            message.payload = _read_spill(parts.spill)
         if parts.is_damaged:
-            # The caller learns whose handles were lost from the payload, which is always in the first datagram.
+            # The caller learns from the payload whose handles they were.
             raise fd_limit_error(
-                f"a message came with {len(parts.kinds)} handles, and some did not arrive; the others were closed",
-                parts.payload,
+                f"a message came with {len(parts.kinds)} handles, and not all of them arrived; the others were closed",
+                message.payload,
             )
-        _check_kinds(parts)
-        if parts.spilled:
-            message.payload = _read_spill(fds, parts)
+        _check_kinds(parts.kinds, fds, message.payload)
         fds.reverse()
-        kinds = parts.kinds[parts.spilled :]
-        for kind in kinds:
+        for kind in parts.kinds:
             message.handles.append(into_typed(fds[-1], HandleKind(kind)))
             fds.pop()
     except BaseException:
@@ -190,12 +202,13 @@ def _finish(parts: Parts[OwnedFd]) -> Message:
     return message
 
 
-def _check_kinds(parts: Parts[OwnedFd]) -> None:
-    for position, (declared, fd) in enumerate(zip(parts.kinds, parts.handles, strict=True)):
+def _check_kinds(kinds: bytes | bytearray, fds: list[OwnedFd], payload: bytes) -> None:
+    for position, (declared, fd) in enumerate(zip(kinds, fds, strict=True)):
         actual = handle_kind(fd.fileno())
-        if declared != actual:
+        # A file on a tmpfs that is unlinked on the way cannot be told from a memfd any more.
+        if declared != actual and (declared, actual) != (HandleKind.FILE, HandleKind.MEMFD):
             raise RemoteProtocolError(
-                f"handle {position} is declared as {_kind_name(declared)} and is {_kind_name(actual)}", parts.payload
+                f"handle {position} is declared as {_kind_name(declared)} and is {actual.name}", payload
             )
 
 
@@ -203,11 +216,11 @@ def _kind_name(number: int) -> str:
     return HandleKind(number).name if number in HandleKind.__members__.values() else f"kind {number}"
 
 
-def _read_spill(fds: list[OwnedFd], parts: Parts[OwnedFd]) -> bytes:
-    if not fds or parts.kinds[0] != HandleKind.MEMFD:
-        raise RemoteProtocolError("the payload should be in a memfd, and none came", parts.payload)
+def _read_spill(spill: OwnedFd) -> bytes:
     # Read, not mapped: a peer that shrinks it then shortens the payload instead of raising SIGBUS here.
-    with fds.pop(0) as spill:
+    with spill:
+        if handle_kind(spill.fileno()) is not HandleKind.MEMFD:
+            raise RemoteProtocolError("the payload should be in a memfd, and something else came")
         return b"".join(_read_all(spill.fileno()))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from fdpool.errors import RemoteProtocolError
 
@@ -23,6 +23,7 @@ default; from 64 KiB on, copying through a memfd costs no more than copying thro
 
 MAX_HANDLES_PER_DATAGRAM: Final = 253  # SCM_MAX_FD, unix(7)
 MAX_HANDLES: Final = 1 << 20
+MAX_CHUNKS: Final = -(-MAX_HANDLES // MAX_HANDLES_PER_DATAGRAM)
 
 _HEADER: Final = struct.Struct("<BBHIIQ")
 MAX_DATAGRAM_BYTES: Final = _HEADER.size + MAX_HANDLES_PER_DATAGRAM + MAX_INLINE_BYTES
@@ -75,12 +76,14 @@ class Parts(Generic[H]):
     message_id: int
     chunks: int
     payload: bytes
-    spilled: bool
+    """Empty if the payload is in `spill`."""
+    spill: H | None = None
+    """What holds the payload, if it is not inline; None as well if it got lost, and then the message is damaged."""
     kinds: bytearray = field(default_factory=bytearray)
     handles: list[H] = field(default_factory=list)
     arrived: int = 0
     is_damaged: bool = False
-    """Whether handles of an earlier chunk were lost; the payload is still good."""
+    """Whether handles were lost. The others are given back at once: half of them are of no use."""
 
 
 class Assembler(Generic[H]):
@@ -98,52 +101,79 @@ class Assembler(Generic[H]):
           damaged: Whether handles that belong to it were lost, and so none are in *handles*.
 
         Returns:
-          The message if this was its last chunk, else None; and the handles of an earlier message that will never
-          be whole, for the caller to close.
+          The message if this was its last chunk, else None; and the handles that nobody will ever get, for the
+          caller to close: those of a damaged message, or of an earlier one that will never be whole.
 
         Raises:
           RemoteProtocolError: the datagram is malformed or out of order. *handles* stay the caller's.
         """
-        count, index, chunks, message_id, spilled = _parse_header(data)
-        body = _HEADER.size + count
+        chunk = _parse(data)
+        count = len(chunk.kinds)
         if not damaged and len(handles) != count:
             raise RemoteProtocolError(f"the header declares {count} handles and {len(handles)} arrived", data)
-        stale, partial = self._stale_for(message_id, index, chunks, data)
-        if partial is None:
-            partial = Parts(message_id, chunks, data[body:], spilled)
-        partial.kinds += data[_HEADER.size : body]
+        if chunk.place:
+            partial, stale = self._continued_by(chunk, data), []
+        else:
+            partial, stale = Parts(chunk.message_id, chunk.chunks, chunk.payload), self.clear()
+        kinds = chunk.kinds
+        if chunk.is_spilled and not chunk.place:
+            kinds = kinds[1:]
+            if not damaged:
+                partial.spill, *handles = handles
+        partial.kinds += kinds
         partial.handles += handles
         partial.arrived += 1
         partial.is_damaged |= damaged
-        whole = partial.arrived == chunks
-        self._partial = None if whole else partial
-        return (partial if whole else None), stale
+        if partial.is_damaged:
+            stale += partial.handles
+            partial.handles = []
+        is_whole = partial.arrived == partial.chunks
+        self._partial = None if is_whole else partial
+        return (partial if is_whole else None), stale
 
     def clear(self) -> list[H]:
         """Forget a message of which only some chunks arrived; return its handles for the caller to close."""
         partial, self._partial = self._partial, None
-        return partial.handles if partial else []
+        if partial is None:
+            return []
+        return partial.handles if partial.spill is None else [partial.spill, *partial.handles]
 
-    def _stale_for(self, message_id: int, index: int, chunks: int, data: bytes) -> tuple[list[H], Parts[H] | None]:
-        """Find the message this chunk goes on with, and the handles of one it makes hopeless."""
+    def _continued_by(self, chunk: _Chunk, data: bytes) -> Parts[H]:
         partial = self._partial
-        if index == 0:
-            return self.clear(), None
-        if partial is None or (partial.message_id, partial.chunks, partial.arrived) != (message_id, chunks, index):
+        this = (chunk.message_id, chunk.chunks, chunk.place)
+        if partial is None or (partial.message_id, partial.chunks, partial.arrived) != this:
+            message_id, chunks, index = this
             raise RemoteProtocolError(f"chunk {index} of {chunks} of message {message_id} is out of order", data)
-        return [], partial
+        return partial
 
 
-def _parse_header(data: bytes) -> tuple[int, int, int, int, bool]:
+class _Chunk(NamedTuple):
+    """A datagram taken apart."""
+
+    message_id: int
+    place: int
+    chunks: int
+    is_spilled: bool
+    kinds: bytes
+    payload: bytes
+
+
+def _parse(data: bytes) -> _Chunk:
     if len(data) < _HEADER.size:
         raise RemoteProtocolError(f"a datagram of {len(data)} bytes is shorter than the header's {_HEADER.size}", data)
     version, flags, count, index, chunks, message_id = _HEADER.unpack_from(data)
+    body = _HEADER.size + count
     if version != VERSION:
         raise RemoteProtocolError(f"a datagram of version {version}; this side speaks version {VERSION}", data)
     if flags & ~SPILLED:
         raise RemoteProtocolError(f"a datagram with flags {flags:#x}, of which {SPILLED:#x} is known", data)
-    if not index < chunks <= MAX_HANDLES // MAX_HANDLES_PER_DATAGRAM + 1:
+    if not index < chunks <= MAX_CHUNKS:
         raise RemoteProtocolError(f"a datagram that claims to be chunk {index} of {chunks}", data)
-    if len(data) < _HEADER.size + count:
+    if len(data) < body:
         raise RemoteProtocolError(f"a datagram of {len(data)} bytes cannot name the kinds of {count} handles", data)
-    return count, index, chunks, message_id, bool(flags & SPILLED)
+    is_spilled = bool(flags & SPILLED)
+    if len(data) > body and (index or is_spilled):
+        raise RemoteProtocolError(f"a datagram with {len(data) - body} bytes of payload that do not belong there", data)
+    if is_spilled and not count:
+        raise RemoteProtocolError("the payload should be in a handle, and the datagram has none", data)
+    return _Chunk(message_id, index, chunks, is_spilled, data[_HEADER.size : body], data[body:])

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
-import time
 from typing import TYPE_CHECKING, Final
 
-from fdpool.transport import TRY_LATER, Message, Outgoing, Transport
+from fdpool.transport import PEER_GONE, TRY_LATER, Message, Outgoing, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fdpool.kernel import HasFileno, PidFd
 
-_PAUSE: Final = 0.005
+_PAUSE_MS: Final = 5
 
 
 class SupervisorGone(Exception):  # noqa: N818 - an end, not an error
@@ -71,22 +71,22 @@ class BlockingChannel:
                     self._transport.send_next(outgoing, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     self._wait(select.POLLOUT)
-                except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError) as exc:
-                    raise SupervisorGone from exc
                 except OSError as exc:
+                    if exc.errno in PEER_GONE:
+                        raise SupervisorGone from exc
                     if exc.errno not in TRY_LATER:
                         raise
                     # No event tells when descriptors have left flight; see docs/kernel-notes.md, ETOOMANYREFS.
-                    time.sleep(_PAUSE)
+                    self._wait(0, _PAUSE_MS)
 
     def close(self) -> None:
         """Close this end."""
         self._transport.close()
 
-    def _wait(self, event: int) -> None:
+    def _wait(self, event: int, timeout_ms: int | None = None) -> None:
         self._poll.register(self._fd, event)
-        ready = self._poll.poll()
+        ready = self._poll.poll(timeout_ms)
         if any(fd != self._fd for fd, _ in ready):
             raise SupervisorGone
         if any(events & select.POLLNVAL for _, events in ready):
-            raise OSError("a task closed the descriptor of the worker's channel")
+            raise OSError(errno.EBADF, "a task closed the descriptor of the worker's channel")
