@@ -45,7 +45,9 @@ async def main() -> None:
             nursery.start_soon(serve, pool, listener)
             first = await talk(address, b"hello")
             print(f"worker {first} answered; killing it")
-            os.kill(first, signal.SIGKILL)
+            with fdpool.PidFd(first) as worker:
+                worker.send_signal(signal.SIGKILL)
+                await trio.lowlevel.wait_readable(worker)  # gone: it cannot take one more connection with it
             answered = [await talk(address, f"request {number}".encode()) for number in range(20)]
             assert first not in answered
             print(f"20 requests later, none lost: answered by {sorted(set(answered))}")

@@ -31,6 +31,7 @@ from typing import Any
 _HOMES = {
     "channel": ("Channel", "open_channel_pair"),
     "doorbell": ("Doorbell",),
+    "executor": ("Executor",),
     "errors": (
         "FdLimitError",
         "LocalProtocolError",

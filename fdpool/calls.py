@@ -48,6 +48,7 @@ class Call:
     """One call, from its arguments packed to its outcome known. One task waits for it."""
 
     __slots__ = (
+        "begins",
         "error",
         "is_abandoned",
         "message",
@@ -71,11 +72,17 @@ class Call:
         self.message: Message | None = None
         self.error: Exception | None = None
         self.is_abandoned = False
+        self.begins: Callable[[], bool] | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether it has ended, one way or another."""
         return self.message is not None or self.error is not None
+
+    def may_begin(self) -> bool:
+        """Ask, just before it is sent for the first time, whether it still should be."""
+        begins, self.begins = self.begins, None
+        return begins is None or begins()
 
     def finish(self, operation: Operation, message: Message) -> None:
         """Take in the answer, and wake the caller."""

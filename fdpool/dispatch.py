@@ -36,12 +36,13 @@ OVERDUE_SECONDS: Final = 0.01
 class Seat:
     """A worker and the calls it was sent: the first of them it runs, the others lie in its socket's queue."""
 
-    __slots__ = ("calls", "since", "worker")
+    __slots__ = ("calls", "done", "since", "worker")
 
     def __init__(self, worker: WorkerProcess) -> None:
         self.worker = worker
         self.calls: deque[Call] = deque()
         self.since = 0.0
+        self.done = 0
 
     def remove(self, number: int) -> Call | None:
         """Take the call of that number off, if it is here."""
@@ -53,14 +54,22 @@ class Seat:
 
 
 class Dispatcher:
-    """Gives calls to workers; the `Employer` of their supervisor."""
+    """Gives calls to workers; the `Employer` of their supervisor.
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    Args:
+      nursery: Where it can run tasks as long as the pool is open.
+      grace_period: Seconds that a retired worker has to end.
+      max_tasks: After how many calls a worker is retired, or None.
+    """
+
+    def __init__(self, nursery: trio.Nursery, grace_period: float, max_tasks: int | None = None) -> None:
         self.waiting: deque[Call] = deque()
         self.numbers = count(1)
         self._seats: dict[WorkerProcess, Seat] = {}
         self._idle: list[Seat] = []
         self._nursery = nursery
+        self._grace_period = grace_period
+        self._max_tasks = max_tasks
         self._average_seconds = 1.0
         self._unavailable: Callable[[], Exception] | None = None
 
@@ -70,7 +79,8 @@ class Dispatcher:
             call.fail(self._unavailable())
         elif self._idle:
             # The one that was busy last: its caches are warm, and the others may go idle for good.
-            self._post(call, self._idle.pop())
+            if call.may_begin():
+                self._post(call, self._idle.pop())
         else:
             self.waiting.append(call)
             self._send_ahead()
@@ -146,20 +156,33 @@ class Dispatcher:
         self._take_back_overdue()
         if seat.calls:
             seat.since = trio.current_time()
-        elif self.waiting or ((laden := self._most_laden()) is not None and self._take_back(laden)):
+        elif (call := self._next_waiting()) is not None:
+            self._post(call, seat)
+        elif (laden := self._most_laden()) is not None and self._take_back(laden):
             self._post(self.waiting.popleft(), seat)
         else:
             self._idle.append(seat)
             return
         self._send_ahead()
 
+    def _next_waiting(self) -> Call | None:
+        """Take the first in line that still wants to run."""
+        while self.waiting:
+            call = self.waiting.popleft()
+            if call.may_begin():
+                return call
+        return None
+
     def _send_ahead(self) -> None:
         """Put waiting calls into the queues of busy workers, as long as calls are short."""
         if self._average_seconds > SHORT_SECONDS or not self.waiting:
             return
         for seat in self._seats.values():
-            if len(seat.calls) == 1 and not seat.worker.is_condemned and self.waiting:
+            if len(seat.calls) == 1 and self._may_take_more(seat) and self.waiting:
                 call = self.waiting[0]
+                if not call.may_begin():
+                    self.waiting.popleft()
+                    continue
                 try:
                     seat.worker.channel.send_nowait(self._payload(call), call.packed.handles)
                 except trio.WouldBlock:
@@ -252,9 +275,9 @@ class Dispatcher:
                 self.waiting.appendleft(call)
         if self._unavailable is not None:
             self.refuse(self._unavailable)
-        while self.waiting and self._idle:
-            self._post(self.waiting.popleft(), self._idle.pop())
-        return begun != worker.answered_call
+        while self._idle and (next_call := self._next_waiting()) is not None:
+            self._post(next_call, self._idle.pop())
+        return worker.is_retired or begun != worker.answered_call
 
     def supervisor_gave_up(self, message: str, exits: list[str]) -> None:
         """Fail every call there is and every one to come."""
@@ -266,6 +289,23 @@ class Dispatcher:
         seat.calls.popleft()
         seat.worker.answered_call = call.number
         seat.since = now
+        seat.done += 1
+        if self._max_tasks is not None and seat.done >= self._max_tasks:
+            self._retire(seat)
+
+    def _may_take_more(self, seat: Seat) -> bool:
+        room = self._max_tasks is None or seat.done + len(seat.calls) < self._max_tasks
+        return room and not seat.worker.is_condemned
+
+    def _retire(self, seat: Seat) -> None:
+        """Have a worker that has done its share end, and another one take its place."""
+        seat.worker.retire()
+        self._nursery.start_soon(self._see_off, seat.worker)
+
+    async def _see_off(self, worker: WorkerProcess) -> None:
+        with trio.move_on_after(self._grace_period):
+            await worker.exited.wait()
+        worker.kill()
 
     def _death_of(self, call: Call, seat: Seat, status: ExitStatus) -> Exception:
         if self._unavailable is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +13,8 @@ from fdpool.calls import Call, CallOptions, name_of
 from fdpool.dispatch import Dispatcher
 from fdpool.mapping import MapOptions, Results, open_results
 from fdpool.memory import functions
-from fdpool.memory.pickling import Packed, pack
+from fdpool.memory.pickling import Packed, pack, pack_in_band
+from fdpool.process.cpus import default_workers
 from fdpool.process.settings import encode_settings
 from fdpool.protocol.restart import Restart
 from fdpool.supervisor import Supervisor
@@ -80,13 +80,26 @@ class Pool:
         Cancellation: always a checkpoint. A call still waiting is forgotten; what happens to one that runs is up to
             `options(on_cancel=…)`. It has ended before `trio.Cancelled` leaves.
         """
+        return await self.call_when(None, function, args, kwargs)
+
+    async def call_when(
+        self,
+        begins: Callable[[], bool] | None,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> T:
+        """Call like `run_sync`, asking *begins* when a worker is free for the call whether it should still run.
+
+        A call that it answers False for is not sent; cancel this, for nothing else will end it.
+        """
         if not callable(function):
             raise TypeError(
                 f"a {type(function).__name__} cannot be called: run_sync takes the function, then its arguments"
             )
         packed = pack((function, args, kwargs))
         try:
-            call = await self._perform(name_of(function), packed)
+            call = await self._perform(name_of(function), packed, begins)
         finally:
             packed.close()
         value: T = call.outcome()
@@ -128,10 +141,11 @@ class Pool:
         return open_results(options, self.run_sync, function, iterables)
 
     @trio.lowlevel.enable_ki_protection
-    async def _perform(self, name: str, packed: Packed) -> Call:
+    async def _perform(self, name: str, packed: Packed, begins: Callable[[], bool] | None) -> Call:
         """Have a call run, and return it when it is done."""
         await trio.lowlevel.checkpoint_if_cancelled()
         call = Call(next(self._dispatcher.numbers), name, packed, self._options)
+        call.begins = begins
         self._dispatcher.submit(call)
         with trio.CancelScope(shield=self._options.on_cancel == "wait"):
             try:
@@ -146,6 +160,9 @@ class Pool:
 async def open_pool(
     workers: int | None = None,
     *,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+    max_tasks_per_worker: int | None = None,
     restart: Restart | None = None,
     on_cancel: OnCancel = "interrupt",
     grace_period: float = 1.0,
@@ -157,17 +174,24 @@ async def open_pool(
 
     Args:
       workers: How many processes; as many as this one has processors to run on by default.
+      initializer: Called in each worker before its first call, with *initargs*. If it raises, the worker counts as
+          one that died before it was ready.
+      initargs: Arguments for *initializer*.
+      max_tasks_per_worker: After how many calls a worker is replaced by a new one; never by default.
       restart: When a worker that dies outside of any call is replaced, and when the pool gives up.
       on_cancel: What cancelling a call that runs does to it; see `Pool.options`.
       grace_period: Seconds that a call has to end when it is interrupted, or when the pool is closed.
 
     Raises:
-      ValueError: *workers* is less than 1, *grace_period* negative, or *on_cancel* unknown.
+      ValueError: *workers* or *max_tasks_per_worker* is less than 1, *grace_period* negative, *on_cancel* unknown.
+      Exception: whatever pickling *initializer* and *initargs* raises.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
     """
-    size = len(os.sched_getaffinity(0)) if workers is None else workers
+    size = default_workers() if workers is None else workers
     if size < 1:
         raise ValueError(f"workers is {workers}: a pool needs at least 1")
+    if max_tasks_per_worker is not None and max_tasks_per_worker < 1:
+        raise ValueError(f"max_tasks_per_worker is {max_tasks_per_worker}: a worker runs at least 1 call")
     options = CallOptions(on_cancel, grace_period)
     if functions.is_loading_main:
         raise RuntimeError(
@@ -175,8 +199,9 @@ async def open_pool(
             "opens pools behind `if __name__ == '__main__':`"
         )
     async with open_background() as nursery:
-        dispatcher = Dispatcher(nursery)
-        settings = encode_settings(functions.main_origin())
+        dispatcher = Dispatcher(nursery, grace_period, max_tasks_per_worker)
+        prepared = None if initializer is None else pack_in_band((initializer, initargs))
+        settings = encode_settings(functions.main_origin(), prepared)
         supervisor = Supervisor(size, settings, Restart() if restart is None else restart, dispatcher)
         nursery.start_soon(supervisor.run)
         try:

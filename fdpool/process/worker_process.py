@@ -30,7 +30,8 @@ class WorkerProcess:
       pid: Its process id, for people; signals go through the pidfd.
       channel: Messages to and from it.
       page: What it says about itself even when dead.
-      is_condemned: Whether it was killed, and so must get no more work.
+      is_condemned: Whether it was killed or retired, and so must get no more work.
+      is_retired: Whether it ends because it has done its share, and not because something went wrong.
       answered_call: The number of the last call it answered; differs from `page.begun_call` while it runs one.
       exited: Set once its exit status was collected, which is `status` then.
     """
@@ -43,6 +44,7 @@ class WorkerProcess:
         self.page = ControlPage(memory)
         self._memory = memory
         self.is_condemned = False
+        self.is_retired = False
         self.answered_call = 0
         self.exited = trio.Event()
         self.status: ExitStatus | None = None
@@ -92,6 +94,11 @@ class WorkerProcess:
                     payloads.append(message.payload)
                     message.close()
         return payloads
+
+    def retire(self) -> None:
+        """Ask it to exit, and give it no more work; another worker is to take its place."""
+        self.is_condemned = self.is_retired = True
+        self.ask_to_stop()
 
     def ask_to_stop(self) -> None:
         """Ask it to exit as soon as it is idle; a worker that cannot even be asked is killed."""

@@ -16,7 +16,7 @@ from fdpool.kernel import MemFd, PidFd
 from fdpool.kernel.process_control import die_with_parent
 from fdpool.memory.exceptions import tell
 from fdpool.memory.functions import set_main_loader
-from fdpool.memory.pickling import Packed, pack, unpack
+from fdpool.memory.pickling import Packed, pack, unpack, unpack_in_band
 from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, Operation, decode, encode
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fdpool.transport import Message
 
 EXIT_CHANNEL_LOST: Final = 70  # EX_SOFTWARE, sysexits.h
+EXIT_NOT_INITIALIZED: Final = 78  # EX_CONFIG
 
 
 def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
@@ -44,7 +45,9 @@ def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
         stack.callback(channel.close)
         try:
             with channel.receive() as message:
-                _apply_settings(message)
+                settings = _apply_settings(message)
+            if settings["initializer"] is not None and not _initialize(channel, settings["initializer"]):
+                return EXIT_NOT_INITIALIZED
             channel.send_bytes(encode(Operation.READY))
             _serve(channel, page, calls)
         except SupervisorGone:
@@ -116,7 +119,19 @@ def _run(
         return Operation.ERROR, pack(tell(exc))
 
 
-def _apply_settings(message: Message) -> None:
+def _initialize(channel: BlockingChannel, initializer: bytes) -> bool:
+    """Call the user's initializer; tell the supervisor and return False if it raises."""
+    try:
+        function, args = unpack_in_band(initializer)
+        function(*args)
+    except BaseException as exc:
+        _, _, trace, _ = tell(exc)
+        channel.send_bytes(encode(Operation.NOT_READY, body=f"its initializer raised:\n{trace}".encode()))
+        return False
+    return True
+
+
+def _apply_settings(message: Message) -> dict[str, Any]:
     _, _, _, body = decode(message.payload, frozenset({Operation.SETTINGS}))
     settings: dict[str, Any] = pickle.loads(body)
     sys.path[:] = settings["sys_path"]
@@ -126,6 +141,7 @@ def _apply_settings(message: Message) -> None:
     else:
         os.environ["PYTHONPATH"] = settings["python_path"]
     set_main_loader(partial(load_main, settings["main_module"], settings["main_path"]))
+    return settings
 
 
 def _name_of(function: Any) -> str:

@@ -223,3 +223,18 @@ def double_in_place(array: Any) -> Any:
 
 def describe(array: Any) -> tuple[Any, ...]:
     return array.shape, array.dtype.str, bool(array.flags.writeable), float(array.sum())
+
+
+def set_state(value: str) -> None:
+    _state.append(value)
+
+
+def get_state(_number: int) -> str:
+    return _state[0]
+
+
+_state: list[str] = []
+
+
+def pid_of(_number: int) -> int:
+    return os.getpid()

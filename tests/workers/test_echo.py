@@ -62,6 +62,7 @@ async def test_a_supervisor_launches_it_as_a_task_and_the_listener_outlives_it()
             first = await talk_async(listener.getsockname(), b"x")
             with fdpool.PidFd(first) as worker:
                 worker.send_signal(9)
+                await trio.lowlevel.wait_readable(worker)
             second = await talk_async(listener.getsockname(), b"y")
             assert second != first
             nursery.cancel_scope.cancel()

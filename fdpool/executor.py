@@ -1,0 +1,301 @@
+"""The pool as a `concurrent.futures.Executor`: for asyncio, for libraries that take one, for plain synchronous code."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from concurrent.futures import Executor as StandardExecutor
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import trio
+
+from fdpool.errors import PoolBroken
+from fdpool.pool import Pool, open_pool
+from fdpool.process.cpus import default_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+T = TypeVar("T")
+
+# The states of a future in concurrent.futures have no public names.
+_RUNNING: Final = "RUNNING"
+_CANCELLED: Final = "CANCELLED"
+
+
+class BrokenPool(PoolBroken, BrokenProcessPool):
+    """Workers kept dying outside of any call; what users of the standard library catch as `BrokenProcessPool`."""
+
+
+class CallFuture(Future[T]):
+    """A future whose call can be cancelled while it runs, as `Pool.options(on_cancel=…)` says."""
+
+    _stop: Callable[[], None] | None = None
+
+    def cancel(self) -> bool:
+        """Cancel the call, also if it runs; return whether it is cancelled now.
+
+        One that runs is interrupted, and killed after the grace period; the future does not wait for that.
+        """
+        is_cancelled = super().cancel() or self._cancel_running()
+        if is_cancelled and self._stop is not None:
+            self._stop()
+        return is_cancelled
+
+    def _cancel_running(self) -> bool:
+        with self._condition:
+            if self._state != _RUNNING:
+                return False
+            # As set_running_or_notify_cancel would have done, had the cancellation come before the call began.
+            self._state = "CANCELLED_AND_NOTIFIED"
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+        return True
+
+
+class Executor(StandardExecutor):
+    """Worker processes behind the standard interface. Its methods may be called from any thread.
+
+    Unlike `concurrent.futures.ProcessPoolExecutor`, a worker that dies fails only the call it was running
+    (with `WorkerDied`); `BrokenProcessPool` is raised only if workers keep dying without running anything.
+    Arguments and results travel as with `Pool.run_sync`: arrays in shared memory, handles as handles.
+
+    Args:
+      max_workers: How many processes; as many as this one has processors to run on by default.
+      initializer: Called in each worker before its first call, with *initargs*.
+      initargs: Arguments for *initializer*.
+      max_tasks_per_child: After how many calls a worker is replaced; never by default.
+      options: Whatever else `open_pool` takes.
+
+    Raises:
+      ValueError: *max_workers* or *max_tasks_per_child* is less than 1.
+      TypeError: *initializer* cannot be called.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
+        **options: Any,
+    ) -> None:
+        self._max_workers = default_workers() if max_workers is None else max_workers
+        if self._max_workers < 1:
+            raise ValueError(f"max_workers is {max_workers}: a pool needs at least 1")
+        if max_tasks_per_child is not None and max_tasks_per_child < 1:
+            raise ValueError(f"max_tasks_per_child is {max_tasks_per_child}: a worker runs at least 1 call")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        open_it = partial(
+            open_pool,
+            self._max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_worker=max_tasks_per_child,
+            **options,
+        )
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._background: _Background | None = None
+        self._open = open_it
+        self._is_shut_down = False
+        self._finalizer: weakref.finalize[Any, Executor] | None = None
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> CallFuture[T]:
+        """Have `function(*args, **kwargs)` called in a worker; return a future for what it returns.
+
+        Raises:
+          RuntimeError: the executor was shut down, the interpreter is ending, or this process was forked off the one
+              that made the executor.
+          BrokenProcessPool: workers kept dying without running anything.
+        """
+        if os.getpid() != self._pid:
+            raise RuntimeError("this executor belongs to the process that this one was forked from: make another")
+        with self._lock:
+            if self._background is not None and self._background.broken is not None:
+                raise self._background.broken()
+            if self._is_shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if _interpreter_is_ending:
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            if self._background is None:
+                self._background = _Background(self._open)
+                self._finalizer = weakref.finalize(self, self._background.finish)
+                # At the end of the interpreter _finish_all does it, before threads are waited for.
+                self._finalizer.atexit = False
+            future: CallFuture[T] = CallFuture()
+            self._background.start(future, function, args, kwargs)
+            return future
+
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[T]:
+        """Call *fn* with the items of *iterables*, as `map` does; see `concurrent.futures.Executor.map`.
+
+        Raises:
+          ValueError: *chunksize* is less than 1.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if chunksize == 1:
+            return super().map(fn, *iterables, timeout=timeout)
+        chunks = _chunks(zip(*iterables, strict=False), chunksize)
+        results = super().map(partial(_call_each, fn), chunks, timeout=timeout)
+        return itertools.chain.from_iterable(results)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and end the workers once those there are have ended.
+
+        Args:
+          wait: Whether to return only then.
+          cancel_futures: Whether calls that have not begun are cancelled.
+        """
+        with self._lock:
+            self._is_shut_down = True
+            background = self._background
+        if background is None or os.getpid() != self._pid:
+            return
+        if cancel_futures:
+            background.cancel_pending()
+        background.finish()
+        if wait:
+            background.join()
+
+
+class _Background:
+    """The thread that runs trio and the pool. It ends when it was told to finish and no call is left."""
+
+    def __init__(self, open_it: Callable[[], AbstractAsyncContextManager[Pool]]) -> None:
+        self.broken: Callable[[], Exception] | None = None
+        self._open = open_it
+        self._futures: set[CallFuture[Any]] = set()
+        self._lock = threading.Lock()
+        self._has_started = threading.Event()
+        # Made in the thread before it says that it has started, and used only there after that.
+        self._token: trio.lowlevel.TrioToken
+        self._nursery: trio.Nursery
+        self._pool: Pool
+        self._finishing: trio.Event
+        self._thread = threading.Thread(target=self._run, name="fdpool.Executor")
+        _running.add(self)
+        self._thread.start()
+        self._has_started.wait()
+
+    def start(self, future: CallFuture[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Begin a call, from any thread."""
+        if self.broken is not None:
+            _settle(future, future.set_exception, self.broken())
+            return
+        with self._lock:
+            self._futures.add(future)
+        self._soon(self._nursery.start_soon, self._call, future, function, args, kwargs)
+
+    def cancel_pending(self) -> None:
+        """Cancel every call that has not begun, from any thread."""
+        with self._lock:
+            futures = [future for future in self._futures if not future.running()]
+        for future in futures:
+            future.cancel()
+
+    def finish(self) -> None:
+        """Have the thread end once no call is left, from any thread. May be called twice."""
+        if self._thread.is_alive() and hasattr(self, "_token"):
+            self._soon(lambda: self._finishing.set())
+
+    def join(self) -> None:
+        """Wait for the thread to end."""
+        self._thread.join()
+
+    def _soon(self, function: Callable[..., object], *args: Any) -> None:
+        # Once the run is over there is nothing left to begin, to cancel or to finish.
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(function, *args)
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._main)
+        except Exception as exc:
+            # Opening the pool failed, and what raised says why; every call is told the same.
+            reason = exc
+            self.broken = self.broken or (lambda: reason)
+        finally:
+            with self._lock:
+                futures = list(self._futures)
+            for future in futures:
+                assert self.broken is not None
+                _settle(future, future.set_exception, self.broken())
+            _running.discard(self)
+            self._has_started.set()
+
+    async def _main(self) -> None:
+        async with self._open() as self._pool, trio.open_nursery() as self._nursery:
+            self._finishing = trio.Event()
+            self._token = trio.lowlevel.current_trio_token()
+            self._has_started.set()
+            await self._finishing.wait()
+
+    async def _call(self, future: CallFuture[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Run one call, and put what comes of it into its future."""
+        with trio.CancelScope() as scope:
+            future._stop = lambda: self._soon(scope.cancel)
+            if future.cancelled():
+                scope.cancel()
+            try:
+                result = await self._pool.call_when(future.set_running_or_notify_cancel, function, args, kwargs)
+            except PoolBroken as exc:
+                message, exits = exc.args
+                self.broken = lambda: BrokenPool(message, exits)
+                _settle(future, future.set_exception, self.broken())
+            except Exception as exc:
+                _settle(future, future.set_exception, exc)
+            else:
+                _settle(future, future.set_result, result)
+        if future._state == _CANCELLED:
+            # Cancelled before it began; those who wait for it have not been told yet.
+            future.set_running_or_notify_cancel()
+        with self._lock:
+            self._futures.discard(future)
+
+
+def _settle(future: CallFuture[Any], settle: Callable[[Any], None], outcome: Any) -> None:
+    """Set a future's outcome, unless it was cancelled a moment ago."""
+    with suppress(InvalidStateError):
+        settle(outcome)
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    while chunk := tuple(itertools.islice(items, size)):
+        yield chunk
+
+
+def _call_each(function: Callable[..., T], chunk: Iterable[tuple[Any, ...]]) -> list[T]:
+    """Call *function* with each of several argument lists; runs in a worker."""
+    return [function(*arguments) for arguments in chunk]
+
+
+_running: set[_Background] = set()
+_interpreter_is_ending = False
+
+
+def _finish_all() -> None:
+    """End every executor's thread at the end of the interpreter, which waits for threads and would wait for ever."""
+    global _interpreter_is_ending
+    _interpreter_is_ending = True
+    for background in list(_running):
+        background.finish()
+        background.join()
+
+
+# atexit comes too late: threads are waited for before its functions run. The standard executors use the same hook.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
