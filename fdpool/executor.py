@@ -92,7 +92,7 @@ class Executor(StandardExecutor):
     ) -> None:
         self._max_workers = default_workers() if max_workers is None else max_workers
         if self._max_workers < 1:
-            raise ValueError(f"max_workers is {max_workers}: a pool needs at least 1")
+            raise ValueError(f"max_workers must be greater than 0, and is {max_workers}")
         if max_tasks_per_child is not None and max_tasks_per_child < 1:
             raise ValueError(f"max_tasks_per_child is {max_tasks_per_child}: a worker runs at least 1 call")
         if initializer is not None and not callable(initializer):
