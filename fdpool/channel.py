@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import socket
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
-from fdpool.transport import PEER_GONE, TRY_LATER, Message, Outgoing, Transport
+from fdpool.transport import DONTWAIT, PEER_GONE, TRY_LATER, Message, Outgoing, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Buffer
 
@@ -70,7 +69,7 @@ class Channel(trio.abc.AsyncResource):
         with self._sending:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check_open()
-            with self._transport.outgoing(payload, handles) as outgoing, self._errors():
+            with self._transport.outgoing(payload, handles) as outgoing, _peer_errors:
                 pause = _FIRST_PAUSE
                 while outgoing.pending:
                     try:
@@ -93,11 +92,10 @@ class Channel(trio.abc.AsyncResource):
         """
         with self._sending:
             self._check_open()
-            with self._transport.outgoing(payload, handles) as outgoing, self._errors():
-                if len(outgoing.pending) > 1:
-                    raise trio.WouldBlock
+            with _peer_errors:
                 try:
-                    self._send_next(outgoing)
+                    if handles or not self._transport.send_bare(payload, DONTWAIT):
+                        self._send_only(payload, handles)
                 except BlockingIOError:
                     raise trio.WouldBlock from None
                 except OSError as exc:
@@ -126,7 +124,7 @@ class Channel(trio.abc.AsyncResource):
                 try:
                     message = self._receive_next()
                 except BlockingIOError:
-                    with self._errors():
+                    with _peer_errors:
                         await trio.lowlevel.wait_readable(self._transport.socket)
                 else:
                     if message is not None:
@@ -136,6 +134,19 @@ class Channel(trio.abc.AsyncResource):
                     await trio.lowlevel.checkpoint()
             await trio.lowlevel.cancel_shielded_checkpoint()
             return message
+
+    async def wait_readable(self) -> None:
+        """Wait until `receive_nowait` may find something.
+
+        Raises:
+          trio.BusyResourceError: another task is receiving on this channel.
+          trio.ClosedResourceError: this side was closed, before or during the call.
+
+        Cancellation: nothing was taken.
+        """
+        with self._receiving:
+            self._check_open()
+            await trio.lowlevel.wait_readable(self._transport.socket)
 
     @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> Message:
@@ -185,27 +196,37 @@ class Channel(trio.abc.AsyncResource):
         if self._transport.socket.fileno() < 0:
             raise trio.ClosedResourceError("this channel is closed")
 
+    def _send_only(self, payload: Buffer, handles: Sequence[HasFileno]) -> None:
+        with self._transport.outgoing(payload, handles) as outgoing:
+            if len(outgoing.pending) > 1:
+                raise trio.WouldBlock
+            self._send_next(outgoing)
+
     def _send_next(self, outgoing: Outgoing) -> None:
         self._check_open()
-        self._transport.send_next(outgoing, socket.MSG_DONTWAIT)
+        self._transport.send_next(outgoing, DONTWAIT)
 
     def _receive_next(self) -> Message | None:
         self._check_open()
-        with self._errors():
+        with _peer_errors:
             try:
-                return self._transport.receive_next(socket.MSG_DONTWAIT)
+                return self._transport.receive_next(DONTWAIT)
             except EOFError:
                 raise trio.EndOfChannel from None
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn what the kernel says of a peer that is gone into trio's words."""
-        try:
-            yield
-        except OSError as exc:
-            if exc.errno in PEER_GONE:
-                raise trio.BrokenResourceError(f"the peer closed its end: {exc.strerror}") from exc
-            raise
+
+class _PeerErrors:
+    """Turns what the kernel says of a peer that is gone into trio's words."""
+
+    def __enter__(self) -> None:
+        """Begin; there is nothing to remember, so that one object serves all."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, OSError) and error.errno in PEER_GONE:
+            raise trio.BrokenResourceError(f"the peer closed its end: {error.strerror}") from error
+
+
+_peer_errors: Final = _PeerErrors()
 
 
 class _OneAtATime:

@@ -185,8 +185,13 @@ class _Life:
 
     async def _listen(self) -> None:
         while True:
-            with self._bad_messages():
-                self._hear(await self._worker.channel.receive())
+            # One message for each time it is readable: looking for another would most often be in vain.
+            await self._worker.channel.wait_readable()
+            try:
+                with self._bad_messages():
+                    self._hear(self._worker.channel.receive_nowait())
+            except trio.WouldBlock:
+                continue
 
     def _listen_nowait(self) -> None:
         with suppress(trio.WouldBlock):

@@ -17,7 +17,16 @@ from fdpool.errors import FdLimitError, RemoteProtocolError, fd_limit_error
 from fdpool.kernel import HandleKind, HasFileno, MemFd, OwnedFd, handle_kind, recv_with_fds, send_with_fds
 from fdpool.kernel.descriptor import fd_number
 from fdpool.kernel.kind import into_typed
-from fdpool.protocol.datagram import MAX_DATAGRAM_BYTES, MAX_INLINE_BYTES, Assembler, Datagram, Parts, datagrams_for
+from fdpool.protocol.datagram import (
+    MAX_DATAGRAM_BYTES,
+    MAX_INLINE_BYTES,
+    Assembler,
+    Datagram,
+    Parts,
+    bare_header,
+    bare_payload,
+    datagrams_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,6 +42,11 @@ TRY_LATER: Final = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS})
 PEER_GONE: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE})
 """Errors that say that nobody holds the other end any more. On `SOCK_DGRAM` the first send after that gets
 ECONNREFUSED, and every further one ENOTCONN."""
+
+# As plain ints: each `|` of the socket module's enums costs a microsecond.
+DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+_TRUNC: Final = int(socket.MSG_TRUNC)
+_NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
 
 _SOCKET_TYPES: Final = (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 _READ_BYTES: Final = 1 << 20
@@ -131,6 +145,13 @@ class Transport:
         """
         return Outgoing(next(self._ids), payload, handles)
 
+    def send_bare(self, payload: Buffer, flags: int = 0) -> bool:
+        """Send a message that has no handles and is not long; return False if it is long, and was not sent."""
+        if memoryview(payload).nbytes > MAX_INLINE_BYTES:
+            return False
+        self.socket.sendmsg((bare_header(next(self._ids)), payload), (), flags | _NOSIGNAL)
+        return True
+
     def send_next(self, outgoing: Outgoing, flags: int = 0) -> None:
         """Send the next datagram of *outgoing*, which has one. May raise whatever sendmsg(2) does."""
         datagram = outgoing.pending[-1]
@@ -149,8 +170,12 @@ class Transport:
         """
         damaged = False
         try:
-            nbytes, fds = recv_with_fds(self.socket, (self._buffer,), flags=flags | socket.MSG_TRUNC)
+            nbytes, fds = recv_with_fds(self.socket, (self._buffer,), flags=flags | _TRUNC)
             data = bytes(self._view[:nbytes])
+            if not fds and nbytes == len(data) and self._assembler.is_idle:
+                payload = bare_payload(data)
+                if payload is not None:
+                    return Message(payload)
         except FdLimitError as exc:
             nbytes, fds, data, damaged = len(exc.data), [], exc.data, True
         try:

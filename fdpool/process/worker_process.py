@@ -14,7 +14,7 @@ from fdpool.errors import FdLimitError
 from fdpool.kernel import ExitStatus, PidFd
 from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import Operation, encode
-from fdpool.transport import Transport
+from fdpool.transport import DONTWAIT, Transport
 
 if TYPE_CHECKING:
     from fdpool.channel import Channel
@@ -83,7 +83,7 @@ class WorkerProcess:
         payloads: list[bytes] = []
         while not self._is_stopping:
             try:
-                message = self._queue.receive_next(socket.MSG_DONTWAIT)
+                message = self._queue.receive_next(DONTWAIT)
             except BlockingIOError:
                 break
             except FdLimitError as exc:

@@ -28,6 +28,10 @@ MAX_CHUNKS: Final = -(-MAX_HANDLES // MAX_HANDLES_PER_DATAGRAM)
 _HEADER: Final = struct.Struct("<BBHIIQ")
 MAX_DATAGRAM_BYTES: Final = _HEADER.size + MAX_HANDLES_PER_DATAGRAM + MAX_INLINE_BYTES
 
+# All of the header but for the message id, which is last.
+_BARE: Final = _HEADER.pack(VERSION, 0, 0, 0, 1, 0)[:-8]
+_BARE_BYTES: Final = len(_BARE)
+
 H = TypeVar("H")
 
 
@@ -69,6 +73,16 @@ def datagrams_for(
     return datagrams
 
 
+def bare_header(message_id: int) -> bytes:
+    """Return what goes before the payload of a message without handles, which is most messages."""
+    return _HEADER.pack(VERSION, 0, 0, 0, 1, message_id)
+
+
+def bare_payload(data: bytes) -> bytes | None:
+    """Return the payload if *data* is a whole message without handles, else None: it takes a closer look then."""
+    return data[_HEADER.size :] if data[:_BARE_BYTES] == _BARE and len(data) >= _HEADER.size else None
+
+
 @dataclass(slots=True)
 class Parts(Generic[H]):
     """What has arrived of a message."""
@@ -91,6 +105,11 @@ class Assembler(Generic[H]):
 
     def __init__(self) -> None:
         self._partial: Parts[H] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is held."""
+        return self._partial is None
 
     def feed(self, data: bytes, handles: list[H], *, damaged: bool = False) -> tuple[Parts[H] | None, list[H]]:
         """Take in one datagram with its handles.

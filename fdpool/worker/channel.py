@@ -7,7 +7,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Final
 
-from fdpool.transport import PEER_GONE, TRY_LATER, Message, Outgoing, Transport
+from fdpool.transport import DONTWAIT, PEER_GONE, TRY_LATER, Message, Outgoing, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ class BlockingChannel:
         """
         while True:
             try:
-                message = self._transport.receive_next(socket.MSG_DONTWAIT)
+                message = self._transport.receive_next(DONTWAIT)
             except BlockingIOError:
                 self._wait(select.POLLIN)
             else:
@@ -68,7 +68,7 @@ class BlockingChannel:
         with outgoing:
             while outgoing.pending:
                 try:
-                    self._transport.send_next(outgoing, socket.MSG_DONTWAIT)
+                    self._transport.send_next(outgoing, DONTWAIT)
                 except BlockingIOError:
                     self._wait(select.POLLOUT)
                 except OSError as exc:
