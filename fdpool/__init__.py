@@ -30,16 +30,20 @@ from typing import Any
 
 _HOMES = {
     "channel": ("Channel", "open_channel_pair"),
+    "connection": ("Connection", "Disconnected", "PartialMessage", "StreamMessage"),
+    "connection_listener": ("ConnectionListener", "open_connection", "open_connection_listener", "serve_connections"),
     "doorbell": ("Doorbell",),
     "executor": ("Executor",),
     "errors": (
         "FdLimitError",
         "LocalProtocolError",
+        "OversizedMessage",
         "PoolBroken",
         "ProtocolError",
         "RemoteError",
         "RemoteProtocolError",
         "TaskCancelled",
+        "UnexpectedFds",
         "WorkerDied",
         "WorkerStartError",
     ),

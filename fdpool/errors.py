@@ -35,6 +35,22 @@ class RemoteProtocolError(ProtocolError):
         self.data = data
 
 
+class UnexpectedFds(RemoteProtocolError):  # noqa: N818 - the name of the original, and what the user looks for
+    """Descriptors came where none are allowed, or more than are; they were closed.
+
+    Attributes:
+      data: The bytes of the message they came with. It was taken whole: the next one can be received.
+    """
+
+
+class OversizedMessage(RemoteProtocolError):  # noqa: N818 - as above
+    """A header promises a larger body than is allowed. Nothing after the header was read.
+
+    Attributes:
+      data: The header.
+    """
+
+
 class FdLimitError(OSError):
     """Descriptors were lost on arrival because this process may not open any more (`EMFILE`).
 
