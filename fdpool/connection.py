@@ -282,13 +282,13 @@ class Connection(trio.abc.AsyncResource):
         """Give up the socket: the caller owns it now, and the connection is closed.
 
         Raises:
-          ValueError: it is closed; or a part of a message was received, which would be lost.
+          ValueError: it is closed; or something was received that no receive has returned yet, which would be lost.
           trio.BusyResourceError: a task is sending or receiving.
         """
         if self._socket.fileno() < 0:
             raise ValueError("this connection is closed, or was given up")
         if self._source.holds_something:
-            raise ValueError("a part of a message was received, and would be lost: receive the rest of it first")
+            raise ValueError("what was received, and no receive has returned yet, would be lost")
         with self._sending, self._receiving:
             trio.lowlevel.notify_closing(self._socket)
             return socket.socket(fileno=self._socket.detach())
@@ -337,6 +337,8 @@ class Connection(trio.abc.AsyncResource):
                 except BaseException:
                     self._give_back(reception)
                     raise
+            if reception.was_refused:
+                self._receive_failure = "a body was not read, because of its header: the next message cannot be found"
             await pace.finish()
         return reception.result()
 
@@ -350,11 +352,6 @@ class Connection(trio.abc.AsyncResource):
             raise
         except trio.ClosedResourceError:
             reception.discard()
-            raise
-        except BaseException:
-            # The header was refused: by *body_size*, or for what it promises.
-            reception.discard()
-            self._receive_failure = "a body was not read, because of its header, so the next message cannot be found"
             raise
 
     def _give_back(self, reception: _Reception[object]) -> None:
@@ -440,6 +437,8 @@ class _OneTask:
 class _Reception(Protocol[_Result]):
     """Something that is received: see `OneRead`, `OneMessage` and `SeveralMessages`."""
 
+    @property
+    def was_refused(self) -> bool: ...
     def advance(self, source: StreamSource) -> bool: ...
     def result(self) -> _Result: ...
     def give_back(self, source: StreamSource) -> None: ...

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fdpool.errors import FdLimitError, RemoteProtocolError, UnexpectedFds
 from fdpool.kernel import OwnedFd, recv_with_fds
-from fdpool.protocol.stream import MessageReader, split_messages
+from fdpool.protocol.stream import Framing, MessageReader, split_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
 
-    from fdpool.protocol.stream import Framing
 
 # After so many system calls in a row that found the socket ready, other tasks get their turn.
 CALLS_PER_TURN: Final = 16
@@ -41,7 +40,7 @@ class EndOfStream(Exception):  # noqa: N818 - an event, told to the layer above 
 class _Held(NamedTuple):
     """Bytes that were received and given back, what came with the first of them, and what was wrong there."""
 
-    data: bytes
+    data: memoryview
     fds: list[OwnedFd]
     fault: Fault | None
 
@@ -57,6 +56,7 @@ class StreamSource:
         self._socket = sock
         self._held: _Held | None = None
         self._late_error: OSError | None = None
+        self._scratch: memoryview | None = None
 
     def read(self, buffers: Sequence[Buffer], max_fds: int) -> tuple[int, list[OwnedFd], Fault | None]:
         """Fill *buffers*, once; return how many bytes, the descriptors, and what was wrong with those.
@@ -99,12 +99,13 @@ class StreamSource:
           BlockingIOError: nothing is there yet.
           OSError: whatever else recvmsg(2) reports. Nothing was received, but it will not report it again.
         """
-        scratch = bytearray(_PEEK_BYTES)
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(_PEEK_BYTES))
         # Without room for them the kernel duplicates no descriptors, and says by MSG_CTRUNC that it saw some. It
         # says so too when they are on the byte right after, or when every message carries credentials.
         flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-        nbytes, _, message_flags, _ = self._socket.recvmsg_into((scratch,), 0, flags)
-        return bytes(memoryview(scratch)[:nbytes]), bool(message_flags & socket.MSG_CTRUNC)
+        nbytes, _, message_flags, _ = self._socket.recvmsg_into((self._scratch,), 0, flags)
+        return bytes(self._scratch[:nbytes]), bool(message_flags & socket.MSG_CTRUNC)
 
     def skip(self, nbytes: int) -> None:
         """Take *nbytes* bytes off the front of the queue, which a look showed to carry no descriptors."""
@@ -117,9 +118,9 @@ class StreamSource:
 
     def give_back(self, data: bytes, fds: list[OwnedFd], fault: Fault | None) -> None:
         """Put what was read back in front of everything that was not."""
-        assert self._held is None
+        rest = b"" if self._held is None else self._held.data
         if data:
-            self._held = _Held(data, fds, fault)
+            self._held = _Held(memoryview(data + rest), fds, fault)
 
     def note_late_error(self, error: OSError) -> None:
         """Have the next read of the queue report *error*, which the kernel reports only once."""
@@ -146,6 +147,11 @@ class OneRead:
         self._nbytes = 0
         self._fds: list[OwnedFd] = []
         self._fault: Fault | None = None
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it cannot be told where the next message begins: never because of a read."""
+        return False
 
     def advance(self, source: StreamSource) -> bool:
         """Read.
@@ -180,28 +186,40 @@ class OneMessage:
     def __init__(self, framing: Framing) -> None:
         self._reader = MessageReader(framing)
         self._fds: list[OwnedFd] = []
+        self._refusal: BaseException | None = None
         self.fault: Fault | None = None
 
     def advance(self, source: StreamSource) -> bool:
-        """Read what is there of the message; return whether it is whole. It may stop early, for others' sake.
+        """Read what is there of the message; return whether that is all. It may stop early, for others' sake.
 
         Raises:
           EndOfStream: nothing will follow.
           OSError: as for `StreamSource.read`.
-          Others: as for `MessageReader.add`.
         """
         reader = self._reader
         for _ in range(CALLS_PER_TURN):
-            if not (wanted := reader.wanted):
-                return True
-            buffer = bytearray(wanted)
+            buffer = bytearray(reader.wanted)
             nbytes, fds, fault = source.read((buffer,), reader.wanted_fds)
-            if not nbytes:
-                raise EndOfStream
+            if nbytes < len(buffer):
+                if not nbytes:
+                    raise EndOfStream
+                del buffer[nbytes:]
             self._fds += fds
             self.fault = self.fault or fault
-            reader.add(memoryview(buffer)[:nbytes])
-        return not reader.wanted
+            try:
+                reader.add(buffer)
+            except BaseException as exc:
+                # Kept for the caller: what a function of its own raises says nothing about the socket.
+                self._refusal = exc
+                return True
+            if not reader.wanted:
+                return True
+        return False
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether its header was, so that it cannot be told where the next message begins."""
+        return self._refusal is not None
 
     @property
     def has_begun(self) -> bool:
@@ -209,11 +227,14 @@ class OneMessage:
         return self._reader.has_begun
 
     def result(self) -> StreamMessage:
-        """Return the whole message; or raise what was wrong with its descriptors, which are closed then."""
+        """Return the whole message; or raise what was wrong with it, with its descriptors closed."""
+        if self._refusal is not None:
+            self.discard()
+            raise self._refusal
         if self.fault is not None:
             self.fault.data = self.discard()
             raise self.fault
-        return StreamMessage(self._reader.header, self._reader.body, self._fds)
+        return StreamMessage(*self._reader.message(), self._fds)
 
     def give_back(self, source: StreamSource) -> None:
         """Put what was read back into *source*."""
@@ -240,7 +261,6 @@ class SeveralMessages:
         Raises:
           EndOfStream: nothing will follow.
           OSError: as for `StreamSource.read`.
-          Others: as for `MessageReader.add`.
         """
         if not self._first.has_begun:
             self._take_more(source)
@@ -248,13 +268,18 @@ class SeveralMessages:
                 return True
         if not self._first.advance(source):
             return False
-        if self._first.fault is None:
+        if self._first.fault is None and not self._first.was_refused:
             self._messages.append(self._first.result())
             self._take_more(source)
         return True
 
+    @property
+    def was_refused(self) -> bool:
+        """Whether the first message was."""
+        return self._first.was_refused
+
     def result(self) -> list[StreamMessage]:
-        """Return the messages; or raise what was wrong with the first one's descriptors."""
+        """Return the messages; or raise what was wrong with the first one."""
         return self._messages or [self._first.result()]
 
     def give_back(self, source: StreamSource) -> None:
@@ -286,20 +311,22 @@ class SeveralMessages:
         if not parts:
             return False
         if may_have_fds:
-            return all(self._take_one(source) for _ in parts)
+            return all(self._take_one(source, header, body) for header, body in parts)
         source.skip(nbytes)
         self._messages += [StreamMessage(header, body) for header, body in parts]
         return len(data) == _PEEK_BYTES
 
-    def _take_one(self, source: StreamSource) -> bool:
-        message = OneMessage(self._framing)
+    def _take_one(self, source: StreamSource, header: bytes, body: bytes) -> bool:
+        """Take a message that is known to be there, with its descriptors; return whether nothing was wrong."""
+        as_one = Framing(len(header) + len(body), lambda _: 0, 0, self._framing.max_fds)
+        message = OneMessage(as_one)
         try:
             is_whole = message.advance(source)
         except OSError:
             message.give_back(source)
             raise
         if is_whole and message.fault is None:
-            self._messages.append(message.result())
+            self._messages.append(StreamMessage(header, body, message.result().fds))
             return True
         # It becomes the first message of the next receive.
         message.give_back(source)
@@ -312,15 +339,15 @@ def close_all(fds: Iterable[OwnedFd]) -> None:
         fd.close()
 
 
-def _fill(buffers: Sequence[Buffer], data: bytes) -> int:
+def _fill(buffers: Sequence[Buffer], data: memoryview) -> int:
     """Copy as much of *data* into *buffers*, in order, as fits; return how much that was."""
     nbytes = 0
     for buffer in buffers:
         view = memoryview(buffer)
         part = data[nbytes : nbytes + view.nbytes]
-        if part:
-            view.cast("B")[: len(part)] = part
-            nbytes += len(part)
+        if part.nbytes:
+            view.cast("B")[: part.nbytes] = part
+            nbytes += part.nbytes
     return nbytes
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import socket
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from fdpool.connection_listener import (
 from fdpool.kernel import EventFd
 from tests.support.attempts import cancel_at_every_step
 from tests.support.leaks import descriptor_count
+from tests.support.programs import REPOSITORY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -238,3 +240,18 @@ async def test_a_listening_socket_from_elsewhere_is_taken_over_and_its_path_left
     sock.listen()
     async with ConnectionListener(sock) as listener, await open_connection(sock.getsockname()):
         (await listener.accept()).close()
+
+
+async def test_the_code_in_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "connection.md").read_text(), re.DOTALL)
+    assert len(code) == 1
+    names: dict[str, Any] = {}
+    exec(code[0], names)
+    monkeypatch.chdir(tmp_path)
+    async with await open_connection_listener("vu.sock") as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(names["main"])
+        async with await listener.accept() as connection:
+            header, body, fds = await connection.receive_message(12, lambda header: header[8])
+            assert (header[0], body, len(fds)) == (5, b"body", 1)
+            await connection.send_message(header, body, fds=fds)
+            fds[0].close()

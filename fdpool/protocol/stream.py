@@ -51,26 +51,17 @@ class MessageReader:
     the message's, and what arrives later is not.
     """
 
-    __slots__ = ("_data", "_framing", "_size")
+    __slots__ = ("_body_size", "_framing", "_header", "_part", "wanted", "wanted_fds")
 
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
-        self._data = bytearray()
-        self._size: int | None = None
-
-    @property
-    def wanted(self) -> int:
+        self._header: bytes | None = None
+        self._body_size = 0
+        self._part = bytearray()  # of the header, then of the body
+        self.wanted: int = 1 if framing.max_fds else min(framing.header_size, MAX_READ_BYTES)
         """How many bytes the next read may take at most; 0 once the message is whole."""
-        if self._size is not None:
-            return min(self._size - len(self._data), MAX_READ_BYTES)
-        if not self._data and self._framing.max_fds:
-            return 1
-        return min(self._framing.header_size - len(self._data), MAX_READ_BYTES)
-
-    @property
-    def wanted_fds(self) -> int:
+        self.wanted_fds: int = framing.max_fds
         """How many descriptors may come with the next read."""
-        return 0 if self._data else self._framing.max_fds
 
     def add(self, data: Buffer) -> None:
         """Take the bytes of a read of at most `wanted`.
@@ -80,9 +71,16 @@ class MessageReader:
           ValueError: *body_size* returned a negative number.
           Others: whatever else *body_size* raises.
         """
-        self._data += data
-        if self._size is None and len(self._data) == self._framing.header_size:
-            self._size = len(self._data) + self._checked_body_size(bytes(self._data))
+        self._part += data
+        self.wanted_fds = 0
+        if self._header is not None:
+            missing = self._body_size - len(self._part)
+        elif not (missing := self._framing.header_size - len(self._part)):
+            header = bytes(self._part)
+            missing = self._body_size = self._checked_body_size(header)
+            self._header = header
+            self._part.clear()
+        self.wanted = min(missing, MAX_READ_BYTES)
 
     def _checked_body_size(self, header: bytes) -> int:
         size, limit = self._framing.body_size(header), self._framing.max_body_size
@@ -95,22 +93,17 @@ class MessageReader:
     @property
     def has_begun(self) -> bool:
         """Whether any of it is there."""
-        return bool(self._data)
+        return self._header is not None or bool(self._part)
 
     @property
     def data(self) -> bytes:
         """The bytes so far, header and body alike."""
-        return bytes(self._data)
+        return (self._header or b"") + self._part
 
-    @property
-    def header(self) -> bytes:
-        """The header, as far as it is there."""
-        return bytes(self._data[: self._framing.header_size])
-
-    @property
-    def body(self) -> bytes:
-        """What follows the header, as far as it is there."""
-        return bytes(memoryview(self._data)[self._framing.header_size :])
+    def message(self) -> tuple[bytes, bytes]:
+        """Return header and body of a message that is whole."""
+        assert self._header is not None
+        return self._header, bytes(self._part)
 
 
 def split_messages(data: bytes, framing: Framing, max_messages: int) -> tuple[list[tuple[bytes, bytes]], int]:

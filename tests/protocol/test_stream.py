@@ -49,7 +49,7 @@ def test_a_reader_takes_exactly_its_message_whatever_the_reads_give(
             nbytes = data.draw(st.integers(1, reader.wanted))
             reader.add(stream[position : position + nbytes])
             position += nbytes
-        assert (reader.header, reader.body) == (stream[start : start + header_size], text)
+        assert reader.message() == (stream[start : start + header_size], text)
         assert reader.data == stream[start:position]
         assert position == start + header_size + len(text)
     assert position == len(stream)
