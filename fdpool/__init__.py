@@ -10,9 +10,9 @@ Run Python work in other Linux processes from trio, with any file descriptor as 
      ┌──┴───────────┐
      process/      memory/                    one worker's life | objects as they travel: handles, buffers, pickles
      └──┬───────────┘
-     channel  doorbell                        trio: waiting and cancelling
+     channel  connection  doorbell            trio: waiting and cancelling
         |
-     transport                                messages with handles over one socket, never waiting
+     transport  stream                        messages with handles over one socket, never waiting
      ┌──┴───────────┐
      kernel/       protocol/                  syscalls, synchronous | bytes and states, no I/O
      └──┬───────────┘
