@@ -153,7 +153,10 @@ def test_workers_are_replaced_after_so_many_calls() -> None:
 def test_workers_are_replaced_after_so_many_calls_also_when_calls_are_sent_ahead() -> None:
     with Executor(2, max_tasks_per_child=5) as executor:
         pids = list(executor.map(tasks.pid_of, range(200)))
-    assert {pids.count(pid) for pid in set(pids)} == {5}
+    counts = sorted(pids.count(pid) for pid in set(pids))
+    # The two that were at work at the end had not done their share yet.
+    assert max(counts) == 5
+    assert set(counts[2:]) == {5}
 
 
 @pytest.mark.parametrize(
