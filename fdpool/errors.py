@@ -62,19 +62,50 @@ class FdLimitError(OSError):
       data: The bytes that came with them.
       limit: This process's soft `RLIMIT_NOFILE`.
       in_use: How many descriptors it had open.
+      control: The control messages that did arrive; empty once it was pickled.
     """
 
-    def __init__(self, message: str, data: bytes = b"", limit: int = 0, in_use: int = 0) -> None:
+    def __init__(
+        self, message: str, data: bytes = b"", limit: int = 0, in_use: int = 0, control: Sequence[object] = ()
+    ) -> None:
         super().__init__(errno.EMFILE, message)
         self.data = data
         self.limit = limit
         self.in_use = in_use
+        self.control = tuple(control)
 
     def __str__(self) -> str:
         return f"{self.strerror}: {self.in_use} of at most {self.limit} descriptors (RLIMIT_NOFILE) were open"
 
     def __reduce__(self) -> tuple[type[FdLimitError], tuple[str, bytes, int, int]]:
         return type(self), (self.strerror or "", self.data, self.limit, self.in_use)
+
+
+class ControlTruncatedError(OSError):
+    """Control messages were lost on arrival because the caller gave too little room for them (`ENOBUFS`).
+
+    The kernel delivers the bytes and as much of the control messages as fits. Descriptors among those are
+    closed by now, unless they were received into a `ControlBuffer`, which then still owns them.
+
+    Attributes:
+      capacity: How many bytes of room there were.
+      needed: How many it would have taken at least; the kernel does not say how many exactly.
+      data: The bytes that came with them.
+      control: The control messages that did arrive; empty once it was pickled.
+    """
+
+    def __init__(self, capacity: int, needed: int, data: bytes = b"", control: Sequence[object] = ()) -> None:
+        super().__init__(errno.ENOBUFS, "control messages were cut off on arrival")
+        self.capacity = capacity
+        self.needed = needed
+        self.data = data
+        self.control = tuple(control)
+
+    def __str__(self) -> str:
+        return f"{self.strerror}: there was room for {self.capacity} bytes, and at least {self.needed} were needed"
+
+    def __reduce__(self) -> tuple[type[ControlTruncatedError], tuple[int, int, bytes]]:
+        return type(self), (self.capacity, self.needed, self.data)
 
 
 class WorkerDied(Exception):  # noqa: N818 - the name users know it by
@@ -186,7 +217,7 @@ def signal_name(number: int) -> str:
         return f"SIGRTMIN+{number - signals.SIGRTMIN}"
 
 
-def fd_limit_error(message: str, data: bytes = b"") -> FdLimitError:
+def fd_limit_error(message: str, data: bytes = b"", control: Sequence[object] = ()) -> FdLimitError:
     """Build the error for descriptors that did not arrive, with this process's figures in it."""
     import resource
 
@@ -197,4 +228,4 @@ def fd_limit_error(message: str, data: bytes = b"") -> FdLimitError:
     except OSError:
         # With no descriptor free even the listing fails; and then every one is in use.
         in_use = limit
-    return FdLimitError(message, data, limit, in_use)
+    return FdLimitError(message, data, limit, in_use, control)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import array
 import os
-import socket
-from itertools import starmap, zip_longest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from fdpool.errors import RemoteProtocolError, fd_limit_error
-from fdpool.kernel.descriptor import HasFileno, OwnedFd, fd_number
+from fdpool.errors import RemoteProtocolError
+from fdpool.kernel.control_unix import ScmRights
+from fdpool.kernel.message import MAX_FDS_PER_MESSAGE, gather, receive, sendmsg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    import socket
+    from collections.abc import Sequence
 
     from typing_extensions import Buffer
 
-MAX_FDS_PER_MESSAGE: Final = 253  # SCM_MAX_FD, unix(7): per message, over all its SCM_RIGHTS together
-_INT_BYTES: Final = array.array("i").itemsize
-
-# Room for every control message the kernel can add beside 253 descriptors: timestamps, credentials, a security
-# label, a pidfd. Then MSG_CTRUNC has one meaning left: this process is out of descriptors.
-CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS_PER_MESSAGE * _INT_BYTES) + 512
+    from fdpool.kernel.descriptor import HasFileno, OwnedFd
+    from fdpool.kernel.message import Received
 
 
 def send_with_fds(
@@ -46,12 +41,7 @@ def send_with_fds(
       OSError: a number in *fds* is not open (EBADF); the peer is gone (EPIPE, ECONNREFUSED); too many
           descriptors are in flight (ETOOMANYREFS, see getrlimit(2), RLIMIT_NOFILE). Nothing was sent.
     """
-    if not fds:
-        return sock.sendmsg(buffers, (), flags | socket.MSG_NOSIGNAL)
-    numbers = array.array("i", map(fd_number, fds))
-    _check_can_carry(sock, buffers, len(numbers))
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)
-    return sock.sendmsg(buffers, (rights,), flags | socket.MSG_NOSIGNAL)
+    return sendmsg(sock, buffers, (ScmRights(fds),) if fds else (), flags)
 
 
 def send_with_fd(sock: socket.socket, buffer: Buffer, fd: HasFileno | int, flags: int = 0) -> int:
@@ -81,37 +71,20 @@ def recv_with_fds(
       BlockingIOError: the socket is not blocking and nothing is there.
       FdLimitError: this process has no room for the descriptors.
       RemoteProtocolError: more than *max_fds* descriptors came.
+      PermissionError: a security policy withheld a descriptor, on a socket with SO_RIGHTS_NOTRUNC.
       OSError: whatever else recvmsg(2) reports; nothing was received.
     """
     if not 0 <= max_fds <= MAX_FDS_PER_MESSAGE:
         raise ValueError(f"max_fds is {max_fds}, not 0 to {MAX_FDS_PER_MESSAGE}")
-    results: list[tuple[int, list[tuple[int, int, bytes]], int, Any]] = []
-    fds: list[OwnedFd] = []
+    received = receive(sock, buffers, flags)
     try:
-        # One C call from syscall to list: a signal handler that raises (Ctrl-C) runs between bytecodes, and
-        # between a returning recvmsg and an assignment it would lose the numbers.
-        results.extend(starmap(sock.recvmsg_into, ((buffers, CONTROL_BYTES, flags | socket.MSG_CMSG_CLOEXEC),)))
-        nbytes, control, message_flags, _ = results[0]
-        if control:
-            numbers = list(_descriptors_in(control))
-            # Owners first, numbers second: no owner can be lost between the two, so none is closed twice.
-            fds = [OwnedFd.__new__(OwnedFd) for _ in numbers]
-            for fd, number in zip(fds, numbers, strict=True):
-                fd._fd = number
-        if message_flags & socket.MSG_CTRUNC:
-            raise fd_limit_error(
-                "descriptors sent with this message did not arrive, and those that did were closed",
-                _gather(buffers, nbytes),
-            )
-        if len(fds) > max_fds:
-            raise RemoteProtocolError(
-                f"the peer sent {len(fds)} descriptors where at most {max_fds} are wanted; they were closed",
-                _gather(buffers, nbytes),
-            )
-        return nbytes, fds
-    except BaseException:
-        _close_all(fds, results)
-        raise
+        _check_rights(received, max_fds, buffers)
+        fds = received.take_fds()
+    finally:
+        # Whatever else came, the sender's process among it.
+        received.close()
+    # With MSG_TRUNC in *flags* the caller asked for the whole length.
+    return received.length, fds
 
 
 def recv_with_fd(sock: socket.socket, buffer: Buffer, flags: int = 0) -> tuple[int, OwnedFd | None]:
@@ -120,36 +93,12 @@ def recv_with_fd(sock: socket.socket, buffer: Buffer, flags: int = 0) -> tuple[i
     return nbytes, fds[0] if fds else None
 
 
-def _check_can_carry(sock: socket.socket, buffers: Sequence[Buffer], count: int) -> None:
-    if count > MAX_FDS_PER_MESSAGE:
-        raise ValueError(f"{count} descriptors in one message: the kernel takes at most {MAX_FDS_PER_MESSAGE}")
-    # The kernel would send the bytes and drop the descriptors without a word, in both of these cases.
-    if sock.family != socket.AF_UNIX:
-        raise ValueError(f"only AF_UNIX sockets carry descriptors, and this one is {sock.family!r}")
-    if sock.type == socket.SOCK_STREAM and not any(map(_nbytes, buffers)):
-        raise ValueError("on a stream, descriptors travel with a byte: the payload is empty")
-
-
-def _nbytes(buffer: Buffer) -> int:
-    return memoryview(buffer).nbytes
-
-
-def _descriptors_in(control: Iterable[tuple[int, int, bytes]]) -> Iterator[int]:
-    for level, kind, data in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers = array.array("i", data[: len(data) - len(data) % _INT_BYTES])
-            # A slot that was denied to us is a negative errno, not a descriptor.
-            yield from (number for number in numbers if number >= 0)
-
-
-def _close_all(fds: list[OwnedFd], results: list[tuple[int, list[tuple[int, int, bytes]], int, Any]]) -> None:
-    for _, control, _, _ in results:
-        for number, fd in zip_longest(_descriptors_in(control), fds):
-            if fd is None or getattr(fd, "_fd", -1) != number:
-                os.close(number)
-            else:
-                fd.close()
-
-
-def _gather(buffers: Sequence[Buffer], nbytes: int) -> bytes:
-    return b"".join(memoryview(buffer).cast("B") for buffer in buffers)[:nbytes]
+def _check_rights(received: Received, max_fds: int, buffers: Sequence[Buffer]) -> None:
+    if len(received.fds) > max_fds:
+        raise RemoteProtocolError(
+            f"the peer sent {len(received.fds)} descriptors where at most {max_fds} are wanted; they were closed",
+            gather(buffers, received.nbytes),
+        )
+    for position, number in received.denied:
+        reason = f"descriptor {position} was withheld, and the others closed: {os.strerror(number)}"
+        raise PermissionError(number, reason)

@@ -7,20 +7,17 @@ import errno
 import os
 import resource
 import socket
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fdpool.errors import FdLimitError, RemoteProtocolError
 from fdpool.kernel import EventFd, MemFd, OwnedFd, recv_with_fd, recv_with_fds, send_with_fd, send_with_fds
+from tests.support.interrupts import interrupt_at
 from tests.support.leaks import descriptor_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
-
-    from _typeshed import TraceFunction
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -175,7 +172,7 @@ def test_an_interrupt_at_any_bytecode_of_receiving_leaks_nothing(pair: Pair) -> 
         while True:
             send_with_fds(left, [b"x"], [event] * 3)
             try:
-                with interrupt_at(step):
+                with interrupt_at(step, __file__):
                     _, fds = recv_with_fds(right, [bytearray(1)])
             except KeyboardInterrupt:
                 step += 1
@@ -185,30 +182,6 @@ def test_an_interrupt_at_any_bytecode_of_receiving_leaks_nothing(pair: Pair) -> 
             drain(right)
             assert descriptor_count() == before, f"leaked at step {step}"
         assert step > 10
-
-
-class interrupt_at:
-    """Raise KeyboardInterrupt at the given traced event of everything called inside."""
-
-    def __init__(self, step: int) -> None:
-        self.left = step
-
-    def __enter__(self) -> None:
-        sys.settrace(self._trace)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _trace(self, frame: FrameType, event: str, _argument: object) -> TraceFunction | None:
-        if frame.f_code.co_filename == __file__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            if self.left == 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-            self.left -= 1
-        return self._trace
 
 
 def drain(sock: socket.socket) -> None:
@@ -223,3 +196,14 @@ def drain(sock: socket.socket) -> None:
 def assert_nothing_arrived(sock: socket.socket) -> None:
     with pytest.raises(BlockingIOError):
         recv_with_fds(sock, [bytearray(1)], flags=socket.MSG_DONTWAIT)
+
+
+def test_the_example_of_scm_socket() -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right, EventFd() as event:
+        assert send_with_fds(left, [bytes([237])], [event]) == 1
+        nbytes, fds = recv_with_fds(right, [bytearray(1)], 2)
+        assert (nbytes, len(fds)) == (1, 1)
+        with fds[0].into_file("wb", buffering=0) as file:
+            file.write((1203).to_bytes(8, "little"))
+        assert event.read() == 1203

@@ -1,0 +1,368 @@
+"""sendmsg and recvmsg with typed control messages, on any socket; every descriptor received has an owner at once."""
+
+from __future__ import annotations
+
+import socket
+from functools import cache
+from itertools import islice, starmap
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeAlias, TypeVar
+
+from fdpool.kernel import constants as k
+from fdpool.kernel.control import ControlItem, ControlMessage, UnknownControlMessage, used_space
+from fdpool.kernel.control_buffer import ControlBuffer
+from fdpool.kernel.control_unix import (
+    INT_BYTES,
+    ScmPidfd,
+    ScmRights,
+    close_numbers,
+    denied_in,
+    is_pidfd,
+    own_pidfd,
+    own_rights,
+)
+from fdpool.kernel.descriptor import OwnedFd, close_all
+from fdpool.kernel.truncation import truncation_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Buffer
+
+    from fdpool.kernel.pidfd import PidFd
+
+MAX_FDS_PER_MESSAGE: Final = k.SCM_MAX_FD  # unix(7): per message, over all its SCM_RIGHTS together
+
+# Room for every control message the kernel can add beside 253 descriptors: timestamps, credentials, a security
+# label, a pidfd, addresses, an error. Then MSG_CTRUNC has one meaning left: this process is out of descriptors.
+CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS_PER_MESSAGE * INT_BYTES) + 512
+
+# What `socket.recvmsg_into` returns: length, control items, flags, address.
+RawMessage: TypeAlias = tuple[int, list[ControlItem], int, Any]
+Decoder: TypeAlias = "Callable[[int, int, bytes], ControlMessage]"
+Kind = TypeVar("Kind", bound=ControlMessage)
+
+# The plain numbers behind `socket.family` and `socket.type`, which cost a microsecond each to become enum members.
+_family: Final = vars(socket.SocketType)["family"].__get__
+_type: Final = vars(socket.SocketType)["type"].__get__
+
+
+class Received:
+    """One message as `recvmsg` received it. Owns its descriptors: closing it closes each that nobody took.
+
+    Use it as a context manager. A descriptor is taken by `take_fds()` and `take_pidfd()`, or one by one with its
+    own `detach()`, `into_socket()` or `into_file()`.
+
+    Attributes:
+      nbytes: How many bytes of the buffers were filled; 0 at the end of a stream, or for an empty datagram.
+    """
+
+    __slots__ = ("_control", "_decode", "_owners", "_pidfd", "_raw", "_rights", "nbytes")
+
+    def __init__(self, raw: RawMessage, buffers: Sequence[Buffer], owners: list[OwnedFd], decode: Decoder) -> None:
+        self._raw = raw
+        self._owners = self._rights = owners
+        self._decode = decode
+        self._control: tuple[ControlMessage, ...] | None = None
+        self._pidfd: PidFd | None = None
+        length, items, flags, _ = raw
+        self.nbytes = min(length, _room(buffers)) if flags & k.MSG_TRUNC else length
+        only_rights = True
+        for level, kind, data in items:
+            if kind == k.SCM_RIGHTS and level == k.SOL_SOCKET:
+                only_rights &= own_rights(data, owners)
+            elif kind == k.SCM_PIDFD and is_pidfd(level, kind, data):
+                self._pidfd = own_pidfd(data, owners)
+                only_rights = False
+        if not only_rights:
+            # Those that were denied were born closed; later on, who is closed was closed by somebody.
+            self._rights = [fd for fd in owners if fd is not self._pidfd and not fd.closed]
+
+    @property
+    def length(self) -> int:
+        """How long the message was: more than *nbytes* where the buffers were too small for a datagram."""
+        return self._raw[0]
+
+    @property
+    def flags(self) -> int:
+        """`msg_flags`, less MSG_CMSG_CLOEXEC, which is always set."""
+        return self._raw[2] & ~k.MSG_CMSG_CLOEXEC
+
+    @property
+    def address(self) -> Any:
+        """Where it came from, as `socket.recvmsg` says it; None on a connected socket of most families."""
+        return self._raw[3]
+
+    @property
+    def control(self) -> tuple[ControlMessage, ...]:
+        """The control messages, in the kernel's order."""
+        if self._control is None:
+            self._control = tuple(self._typed())
+        return self._control
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the buffers were too small for the datagram, whose end is lost (MSG_TRUNC)."""
+        return bool(self.flags & k.MSG_TRUNC)
+
+    @property
+    def fds(self) -> list[OwnedFd]:
+        """The descriptors of all `ScmRights`, in the order they were sent; still owned by this object."""
+        return list(self._rights)
+
+    @property
+    def denied(self) -> list[tuple[int, int]]:
+        """Position and errno of each descriptor withheld by a security policy, on a socket with SO_RIGHTS_NOTRUNC."""
+        return [
+            item
+            for level, kind, data in self._raw[1]
+            if kind == k.SCM_RIGHTS and level == k.SOL_SOCKET
+            for item in denied_in(data)
+        ]
+
+    def find(self, kind: type[Kind]) -> Kind | None:
+        """Return the first control message of this class, or None."""
+        return next((message for message in self.control if isinstance(message, kind)), None)
+
+    def take_fds(self) -> list[OwnedFd]:
+        """Return the descriptors of all `ScmRights`, in order. The caller owns them from here on."""
+        # The one of ScmPidfd stays: whoever asks for descriptors that were sent need not know of it.
+        self._owners = [] if self._pidfd is None else [self._pidfd]
+        return self._rights.copy()
+
+    def take_pidfd(self) -> PidFd | None:
+        """Return the sender's process, which the caller owns from here on; None if the kernel sent none."""
+        message = self.find(ScmPidfd)
+        self._owners = [owner for owner in self._owners if owner is not self._pidfd]
+        return message.fd if message else None
+
+    def take_owners(self) -> list[OwnedFd]:
+        """Return every descriptor that nobody took, the sender's process included. The caller owns them."""
+        owners, self._owners = self._owners, []
+        return owners
+
+    def close(self) -> None:
+        """Close every descriptor that nobody took. May be called twice."""
+        # Closing first: were it interrupted, closing again would do the rest.
+        close_all(self._owners)
+        self._owners = []
+
+    def _typed(self) -> Iterator[ControlMessage]:
+        rights = iter(self._rights)
+        for level, kind, data in self._raw[1]:
+            if kind == k.SCM_RIGHTS and level == k.SOL_SOCKET:
+                yield ScmRights(list(islice(rights, len(data) // INT_BYTES - len(denied_in(data)))))
+            elif self._pidfd is not None and is_pidfd(level, kind, data):
+                yield ScmPidfd.of(data, self._pidfd)
+            else:
+                yield self._decode(level, kind, data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._owners:
+            self.close()
+
+    def __repr__(self) -> str:
+        cut = f" of {self.length}" if self.truncated else ""
+        return f"<Received {self.nbytes}{cut} bytes: {list(self.control)}>"
+
+
+def sendmsg(
+    sock: socket.socket,
+    buffers: Sequence[Buffer],
+    control: Iterable[ControlMessage] | ControlBuffer = (),
+    flags: int = 0,
+    address: Any = None,
+) -> int:
+    """Send *buffers* as one message, with *control* beside them; return how many bytes left.
+
+    On a stream fewer bytes may leave than were given; the control messages have left with the first of them
+    and must not be sent again. No SIGPIPE is raised. See sendmsg(2).
+
+    Args:
+      sock: Any socket.
+      buffers: The bytes, in order. On a stream at least one byte, if descriptors are to travel.
+      control: Messages, whose handles are lent: the caller still has to close its own.
+      flags: Further flags, such as `MSG_DONTWAIT`.
+      address: Where to, on a socket that is not connected.
+
+    Raises:
+      ValueError: a message that the kernel would drop without a word, because this kind of socket does not
+          carry it; more than 253 descriptors; one that is closed; a value out of range. Nothing was sent.
+      BlockingIOError: the socket is not blocking and there is no room. Nothing was sent.
+      OSError: whatever else sendmsg(2) reports: a descriptor is not open (EBADF), credentials are not ours
+          (EPERM), too many descriptors are in flight (ETOOMANYREFS). Nothing was sent.
+    """
+    items = wire_items(control, buffers, _family(sock), _type(sock)) if control else ()
+    return sock.sendmsg(buffers, items, flags | k.MSG_NOSIGNAL, address)
+
+
+def recvmsg(
+    sock: socket.socket,
+    buffers: Sequence[Buffer],
+    *,
+    flags: int = 0,
+    control_bytes: int = CONTROL_BYTES,
+    control: ControlBuffer | None = None,
+) -> Received:
+    """Receive one message into *buffers*, with its control messages typed and its descriptors owned.
+
+    Descriptors are close-on-exec. With `MSG_PEEK` they are duplicates, and the message keeps its own.
+    See recvmsg(2), cmsg(3).
+
+    Args:
+      sock: Any socket.
+      buffers: Writable buffers, filled in order.
+      flags: Further flags, such as `MSG_DONTWAIT`, `MSG_PEEK` or `MSG_ERRQUEUE`.
+      control_bytes: The room for control messages. By default there is enough for 253 descriptors and
+          everything else.
+      control: A buffer whose capacity is the room instead, and who then owns what was received; cleared first.
+
+    Raises:
+      BlockingIOError: the socket is not blocking and nothing is there.
+      ControlTruncatedError: there was too little room for the control messages. It carries the bytes and the
+          messages that did arrive. Descriptors among them are closed, unless they are in *control*.
+      FdLimitError: this process has no room for the descriptors. As above.
+      OSError: whatever else recvmsg(2) reports; nothing was received.
+    """
+    if control is not None:
+        control.clear()
+        control_bytes = control.capacity
+    if _type(sock) != k.SOCK_STREAM:
+        # Asks for a datagram's full length. On a TCP stream it would mean: throw the bytes away.
+        flags |= k.MSG_TRUNC
+    return receive(sock, buffers, flags, control_bytes, control, typed_decoder())
+
+
+def receive(
+    sock: socket.socket,
+    buffers: Sequence[Buffer],
+    flags: int,
+    control_bytes: int = CONTROL_BYTES,
+    kept: ControlBuffer | None = None,
+    decode: Decoder = UnknownControlMessage,
+) -> Received:
+    """As `recvmsg`, with no flag added but MSG_CMSG_CLOEXEC, and *decode* for what does not concern descriptors."""
+    results: list[RawMessage] = []
+    owners: list[OwnedFd] = []
+    try:
+        # One C call from syscall to list: a signal handler that raises (Ctrl-C) runs between bytecodes, and
+        # between a returning recvmsg and an assignment it would lose the numbers.
+        results += starmap(sock.recvmsg_into, ((buffers, control_bytes, flags | k.MSG_CMSG_CLOEXEC),))
+        received = Received(results[0], buffers, owners, decode)
+    except BaseException:
+        for _, items, _, _ in results:
+            close_numbers(items, owners)
+        raise
+    if kept is not None:
+        used = min(used_space(results[0][1]), control_bytes)
+        kept.fill(received.control, received.take_owners(), used, truncated=bool(received.flags & k.MSG_CTRUNC))
+    if results[0][2] & k.MSG_CTRUNC:
+        _raise_truncation(received, results[0][1], control_bytes, buffers)
+    return received
+
+
+def own_message(raw: RawMessage, buffers: Sequence[Buffer], control_bytes: int, decode: Decoder) -> Received:
+    """Type and own what a `recvmsg_into` of somebody else returned, which must have passed MSG_CMSG_CLOEXEC.
+
+    Args:
+      raw: Its result. The descriptors in it are owned from here on, and closed if this raises.
+      buffers: The buffers it filled.
+      control_bytes: The room it gave.
+      decode: The `typed_decoder()`, got before the receive.
+
+    Raises:
+      ControlTruncatedError: as for `recvmsg`.
+      FdLimitError: as for `recvmsg`.
+    """
+    owners: list[OwnedFd] = []
+    try:
+        received = Received(raw, buffers, owners, decode)
+    except BaseException:
+        close_numbers(raw[1], owners)
+        raise
+    if raw[2] & k.MSG_CTRUNC:
+        _raise_truncation(received, raw[1], control_bytes, buffers)
+    return received
+
+
+@cache
+def typed_decoder() -> Decoder:
+    """Return `decode_control`, whose classes those who only pass descriptors never load.
+
+    Call it before a receive: at the limit of descriptors no module can be loaded.
+    """
+    from fdpool.kernel.control_table import decode_control
+
+    return decode_control
+
+
+def _raise_truncation(
+    received: Received, items: list[ControlItem], control_bytes: int, buffers: Sequence[Buffer]
+) -> NoReturn:
+    error = truncation_error(items, control_bytes, gather(buffers, received.nbytes), received.control)
+    # Half a message's descriptors are of no use; those that a ControlBuffer owns are no longer `received`'s.
+    received.close()
+    raise error
+
+
+def wire_items(
+    control: Iterable[ControlMessage] | ControlBuffer, buffers: Sequence[Buffer], family: int, kind: int
+) -> list[ControlItem]:
+    """Return the *ancdata* that `socket.sendmsg` wants for *control*.
+
+    Args:
+      control: The messages.
+      buffers: The bytes that they go with.
+      family: The socket's address family.
+      kind: The socket's type.
+
+    Raises:
+      ValueError: the kernel would drop one of the messages without a word, or refuses it whatever the peer does.
+    """
+    items = []
+    fd_count = 0
+    for message in control.messages() if isinstance(control, ControlBuffer) else control:
+        families = message.FAMILIES
+        if families and family not in families:
+            raise ValueError(_wrong_family(message, family))
+        if isinstance(message, ScmRights):
+            fd_count += len(message.fds)
+        items.append(message.wire())
+    if fd_count > MAX_FDS_PER_MESSAGE:
+        raise ValueError(f"{fd_count} descriptors in one message: the kernel takes at most {MAX_FDS_PER_MESSAGE}")
+    if fd_count and kind == k.SOCK_STREAM and not any(map(_nbytes, buffers)):
+        raise ValueError("on a stream, descriptors travel with a byte: the payload is empty")
+    return items
+
+
+def gather(buffers: Sequence[Buffer], nbytes: int) -> bytes:
+    """Return a copy of the first *nbytes* bytes in *buffers*."""
+    return b"".join(memoryview(buffer).cast("B") for buffer in buffers)[:nbytes]
+
+
+def _wrong_family(message: ControlMessage, family: int) -> str:
+    name = family_name(family)
+    if isinstance(message, ScmRights):
+        return f"only AF_UNIX sockets carry descriptors, and this one is {name}"
+    return f"{type(message).__name__} means nothing to a socket of {name}: it would be dropped without a word"
+
+
+def family_name(family: int) -> str:
+    """Return the name of an address family."""
+    try:
+        return socket.AddressFamily(family).name
+    except ValueError:
+        return f"address family {family}"
+
+
+def _room(buffers: Sequence[Buffer]) -> int:
+    return sum(map(_nbytes, buffers))
+
+
+def _nbytes(buffer: Buffer) -> int:
+    return memoryview(buffer).nbytes
