@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "channel": {"transport", "kernel", "protocol", "errors"},
     "doorbell": {"kernel", "errors"},
     "background": set(),
+    "ancillary": {"kernel", "errors"},
     "memory": {"kernel", "protocol", "errors"},
     "process": {"channel", "transport", "kernel", "protocol", "errors"},
     "supervisor": {"process", "transport", "kernel", "protocol", "errors"},
