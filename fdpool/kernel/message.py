@@ -57,7 +57,7 @@ class Received:
       nbytes: How many bytes of the buffers were filled; 0 at the end of a stream, or for an empty datagram.
     """
 
-    __slots__ = ("_control", "_decode", "_owners", "_pidfd", "_raw", "_rights", "nbytes")
+    __slots__ = ("_control", "_decode", "_only_rights", "_owners", "_pidfd", "_raw", "_rights", "nbytes")
 
     def __init__(self, raw: RawMessage, buffers: Sequence[Buffer], owners: list[OwnedFd], decode: Decoder) -> None:
         self._raw = raw
@@ -67,14 +67,15 @@ class Received:
         self._pidfd: PidFd | None = None
         length, items, flags, _ = raw
         self.nbytes = min(length, _room(buffers)) if flags & k.MSG_TRUNC else length
-        only_rights = True
+        self._only_rights = True
         for level, kind, data in items:
             if kind == k.SCM_RIGHTS and level == k.SOL_SOCKET:
-                only_rights &= own_rights(data, owners)
+                if not own_rights(data, owners):
+                    self._only_rights = False
             elif kind == k.SCM_PIDFD and is_pidfd(level, kind, data):
                 self._pidfd = own_pidfd(data, owners)
-                only_rights = False
-        if not only_rights:
+                self._only_rights = False
+        if not self._only_rights:
             # Those that were denied were born closed; later on, who is closed was closed by somebody.
             self._rights = [fd for fd in owners if fd is not self._pidfd and not fd.closed]
 
@@ -113,6 +114,8 @@ class Received:
     @property
     def denied(self) -> list[tuple[int, int]]:
         """Position and errno of each descriptor withheld by a security policy, on a socket with SO_RIGHTS_NOTRUNC."""
+        if self._only_rights:
+            return []
         return [
             item
             for level, kind, data in self._raw[1]

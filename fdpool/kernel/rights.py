@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fdpool.errors import RemoteProtocolError
 from fdpool.kernel.control_unix import ScmRights
+from fdpool.kernel.descriptor import close_all
 from fdpool.kernel.message import MAX_FDS_PER_MESSAGE, gather, receive, sendmsg
 
 if TYPE_CHECKING:
@@ -77,12 +78,12 @@ def recv_with_fds(
     if not 0 <= max_fds <= MAX_FDS_PER_MESSAGE:
         raise ValueError(f"max_fds is {max_fds}, not 0 to {MAX_FDS_PER_MESSAGE}")
     received = receive(sock, buffers, flags)
-    try:
-        _check_rights(received, max_fds, buffers)
-        fds = received.take_fds()
-    finally:
-        # Whatever else came, the sender's process among it.
-        received.close()
+    fds = received.take_fds()
+    # Whatever else came, the sender's process among it.
+    received.close()
+    if len(fds) > max_fds or received.denied:
+        close_all(fds)
+        raise _refusal(received, max_fds, buffers)
     # With MSG_TRUNC in *flags* the caller asked for the whole length.
     return received.length, fds
 
@@ -93,12 +94,12 @@ def recv_with_fd(sock: socket.socket, buffer: Buffer, flags: int = 0) -> tuple[i
     return nbytes, fds[0] if fds else None
 
 
-def _check_rights(received: Received, max_fds: int, buffers: Sequence[Buffer]) -> None:
-    if len(received.fds) > max_fds:
-        raise RemoteProtocolError(
-            f"the peer sent {len(received.fds)} descriptors where at most {max_fds} are wanted; they were closed",
-            gather(buffers, received.nbytes),
-        )
+def _refusal(received: Received, max_fds: int, buffers: Sequence[Buffer]) -> Exception:
     for position, number in received.denied:
-        reason = f"descriptor {position} was withheld, and the others closed: {os.strerror(number)}"
-        raise PermissionError(number, reason)
+        return PermissionError(
+            number, f"descriptor {position} was withheld, and the others closed: {os.strerror(number)}"
+        )
+    return RemoteProtocolError(
+        f"the peer sent {len(received.fds)} descriptors where at most {max_fds} are wanted; they were closed",
+        gather(buffers, received.nbytes),
+    )
