@@ -526,5 +526,5 @@ def test_the_pidfd_of_a_sender_that_is_gone_is_still_a_process(datagrams: Pair) 
     with recvmsg(right, [bytearray(1)]) as received:
         message = received.find(ScmPidfd)
         assert message is not None
-        # Kernels before 6.16 answer with an errno here.
+        # Older kernels answer with an errno here.
         assert isinstance(message.fd, PidFd) if message.errno == 0 else message.errno in (errno.ESRCH, errno.EINVAL)
