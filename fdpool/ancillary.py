@@ -12,7 +12,7 @@ import trio
 
 from fdpool.kernel.constants import MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, MSG_TRUNC, SOCK_STREAM
 from fdpool.kernel.control_table import decode_control
-from fdpool.kernel.message import CONTROL_BYTES, Received, own_message, wire_items
+from fdpool.kernel.message import CONTROL_BYTES, own_message, wire_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fdpool.kernel.control import ControlMessage
     from fdpool.kernel.control_buffer import ControlBuffer
+    from fdpool.kernel.received import Received
 
 # Neither ends with an event that could be waited for, so the only way is to try again: at first after the time that
 # passing a message takes, then less and less often.

@@ -27,6 +27,7 @@ from fdpool.kernel import (
     ScmRights,
     enable,
 )
+from tests.support.interrupts import trace_bytecodes
 from tests.support.leaks import descriptor_count
 from tests.support.unprivileged import run_as_nobody
 
@@ -207,7 +208,7 @@ class signal_at:
         self.left = step
 
     def __enter__(self) -> None:
-        sys.settrace(self._trace)
+        trace_bytecodes(self._trace)
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)

@@ -18,8 +18,9 @@ from fdpool.kernel.descriptor import HasFileno, OwnedFd
 from fdpool.kernel.eventfd import MAX_EVENTFD_VALUE, EventFd
 from fdpool.kernel.kind import HandleKind, handle_kind
 from fdpool.kernel.memfd import IMMUTABLE, MemFd, Seal
-from fdpool.kernel.message import CONTROL_BYTES, MAX_FDS_PER_MESSAGE, Received, recvmsg, sendmsg
+from fdpool.kernel.message import CONTROL_BYTES, MAX_FDS_PER_MESSAGE, recvmsg, sendmsg
 from fdpool.kernel.pidfd import ExitStatus, PidFd
+from fdpool.kernel.received import Received
 from fdpool.kernel.rights import recv_with_fd, recv_with_fds, send_with_fd, send_with_fds
 
 if TYPE_CHECKING:

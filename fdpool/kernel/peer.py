@@ -6,11 +6,13 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from fdpool.kernel import constants as k
-from fdpool.kernel.control_unix import ScmCredentials
-from fdpool.kernel.pidfd import PidFd
+from fdpool.kernel.control_unix import INT_BYTES, ScmCredentials, close_numbers, own_pidfd
 
 if TYPE_CHECKING:
     import socket
+
+    from fdpool.kernel.descriptor import OwnedFd
+    from fdpool.kernel.pidfd import PidFd
 
 _NOBODY: Final = ScmCredentials(0, 2**32 - 1, 2**32 - 1)
 
@@ -42,9 +44,15 @@ def peer_pidfd(sock: socket.socket) -> PidFd:
           (EMFILE), or the kernel is too old (ENOPROTOOPT).
     """
     _check_unix(sock)
-    # No bytecode between the call and the owner: an interrupt would lose the number.
-    (fd,) = map(PidFd.adopt, map(sock.getsockopt, (k.SOL_SOCKET,), (k.SO_PEERPIDFD,)))
-    return fd
+    results: list[bytes] = []
+    owners: list[OwnedFd] = []
+    try:
+        # One C call from syscall to list, as in receiving: an interrupt must not lose the number.
+        results += map(sock.getsockopt, (k.SOL_SOCKET,), (k.SO_PEERPIDFD,), (INT_BYTES,))
+        return own_pidfd(results[0], owners)
+    except BaseException:
+        close_numbers([(k.SOL_SOCKET, k.SCM_PIDFD, data) for data in results], owners)
+        raise
 
 
 def deny_handles(sock: socket.socket, *, denied: bool = True) -> bool:

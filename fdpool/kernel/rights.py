@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from fdpool.errors import RemoteProtocolError
 from fdpool.kernel.control_unix import ScmRights
 from fdpool.kernel.descriptor import close_all
-from fdpool.kernel.message import MAX_FDS_PER_MESSAGE, gather, receive, sendmsg
+from fdpool.kernel.message import MAX_FDS_PER_MESSAGE, receive, sendmsg
+from fdpool.kernel.received import gather
 
 if TYPE_CHECKING:
     import socket
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from fdpool.kernel.descriptor import HasFileno, OwnedFd
-    from fdpool.kernel.message import Received
+    from fdpool.kernel.received import Received
 
 
 def send_with_fds(

@@ -8,6 +8,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -528,3 +530,16 @@ def test_the_pidfd_of_a_sender_that_is_gone_is_still_a_process(datagrams: Pair) 
         assert message is not None
         # Older kernels answer with an errno here.
         assert isinstance(message.fd, PidFd) if message.errno == 0 else message.errno in (errno.ESRCH, errno.EINVAL)
+
+
+def test_passing_descriptors_loads_no_class_of_other_control_messages() -> None:
+    code = """
+import socket, sys
+from fdpool.kernel import recv_with_fds, send_with_fds
+left, right = socket.socketpair()
+send_with_fds(left, [b"x"], [left])
+_, (fd,) = recv_with_fds(right, [bytearray(1)])
+fd.close(), left.close(), right.close()
+sys.exit(any(name in sys.modules for name in ("ipaddress", "fdpool.kernel.control_table", "trio")))
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

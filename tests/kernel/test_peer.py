@@ -17,6 +17,8 @@ from fdpool.kernel import (
     recvmsg,
     sendmsg,
 )
+from tests.support.interrupts import interrupt_at
+from tests.support.leaks import descriptor_count
 from tests.support.unprivileged import run_as_nobody
 
 
@@ -119,3 +121,24 @@ def test_another_failure_to_deny_is_an_error() -> None:
     sock.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         deny_handles(sock)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning")
+def test_an_interrupt_at_any_bytecode_of_asking_for_the_peer_leaks_nothing() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        before = descriptor_count()
+        step = 0
+        while True:
+            try:
+                with interrupt_at(step, __file__):
+                    peer = peer_pidfd(left)
+            except KeyboardInterrupt:
+                step += 1
+            except OSError:
+                pytest.skip("SO_PEERPIDFD needs Linux 6.5")
+            else:
+                peer.close()
+                break
+            assert descriptor_count() == before, f"leaked at step {step}"
+        assert step > 20

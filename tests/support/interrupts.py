@@ -19,7 +19,7 @@ class interrupt_at:
         self.outside = {outside, __file__}
 
     def __enter__(self) -> None:
-        sys.settrace(self._trace)
+        trace_bytecodes(self._trace)
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
@@ -34,6 +34,13 @@ class interrupt_at:
                 raise KeyboardInterrupt
             self.left -= 1
         return self._trace
+
+
+def trace_bytecodes(function: TraceFunction) -> None:
+    """Start tracing, with an event for each bytecode in every frame that asks for it."""
+    # CPython 3.12 instruments bytecodes only if some frame had asked for it when tracing began.
+    sys._getframe().f_trace_opcodes = True
+    sys.settrace(function)
 
 
 def is_in_finalizer(frame: FrameType) -> bool:
