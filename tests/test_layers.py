@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"kernel", "protocol", "errors"},
     "process": {"channel", "transport", "kernel", "protocol", "errors"},
     "supervisor": {"process", "transport", "kernel", "protocol", "errors"},
+    "joblib": {"executor", "process"},
     "executor": {"pool", "process", "errors"},
     "calls": {"memory", "protocol", "transport", "errors"},
     "dispatch": {"calls", "process", "memory", "transport", "kernel", "protocol", "errors"},

@@ -21,7 +21,7 @@ from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, Operation, decode, encode
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
 from fdpool.worker.interrupt import Interruptible
-from fdpool.worker.main_module import load_main
+from fdpool.worker.main_module import load_main, stand_in_for_main
 
 if TYPE_CHECKING:
     from fdpool.transport import Message
@@ -140,6 +140,7 @@ def _apply_settings(message: Message) -> dict[str, Any]:
         os.environ.pop("PYTHONPATH", None)
     else:
         os.environ["PYTHONPATH"] = settings["python_path"]
+    stand_in_for_main()
     set_main_loader(partial(load_main, settings["main_module"], settings["main_path"]))
     return settings
 

@@ -5,6 +5,26 @@ from __future__ import annotations
 import runpy
 import sys
 from types import ModuleType
+from typing import Any
+
+from fdpool.memory.functions import main_module
+
+
+class MainStandIn(ModuleType):
+    """What `__main__` is until somebody asks it for something: then it is the supervisor's script.
+
+    Pickles of other libraries, nested in arguments, look for functions of the script there.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(sys.modules[main_module()], name)
+
+
+def stand_in_for_main() -> None:
+    """Put a stand-in in the place of `__main__`, which so far is this worker's own entrypoint."""
+    sys.modules["__main__"] = MainStandIn("__main__")
 
 
 def load_main(module_name: str | None, path: str | None) -> None:
@@ -16,7 +36,8 @@ def load_main(module_name: str | None, path: str | None) -> None:
       ImportError: the supervisor has no script, only a prompt or standard input.
       Exception: whatever the script raises when it is loaded.
     """
-    if "__mp_main__" in sys.modules:
+    # Not asked of `__mp_main__`: importing multiprocessing makes one of whatever `__main__` is just then.
+    if not isinstance(sys.modules["__main__"], MainStandIn):
         return
     if module_name is None and path is None:
         raise ImportError("the supervisor's __main__ has no file that a worker could load")
