@@ -51,6 +51,7 @@ class Call:
         "begins",
         "error",
         "is_abandoned",
+        "is_async",
         "message",
         "name",
         "number",
@@ -72,6 +73,7 @@ class Call:
         self.message: Message | None = None
         self.error: Exception | None = None
         self.is_abandoned = False
+        self.is_async = False
         self.begins: Callable[[], bool] | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +21,7 @@ from fdpool.protocol.restart import Restart
 from fdpool.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from fdpool.calls import OnCancel
@@ -80,7 +81,24 @@ class Pool:
         Cancellation: always a checkpoint. A call still waiting is forgotten; what happens to one that runs is up to
             `options(on_cancel=…)`. It has ended before `trio.Cancelled` leaves.
         """
-        return await self.call_when(None, function, args, kwargs)
+        value: T = await self.call_when(None, function, args, kwargs)
+        return value
+
+    async def run(self, async_function: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+        """Call and await `async_function(*args, **kwargs)` in the trio loop of a worker; return what it returns.
+
+        Many such calls run side by side in one worker. While there are two workers or more, one is left to
+        `run_sync`; with a single worker a plain function holds up the async calls beside it.
+
+        Everything else is as for `run_sync`; but cancelling cancels the call's own scope over there, so that the
+        function sees `trio.Cancelled`. If it does not end within `grace_period`, or with `on_cancel="kill"`, its
+        worker is killed, and with it the other async calls that run there.
+
+        Raises:
+          TypeError: *async_function* returned something that cannot be awaited.
+        """
+        value: T = await self.call_when(None, async_function, args, kwargs, is_async=True)
+        return value
 
     async def call_when(
         self,
@@ -88,22 +106,25 @@ class Pool:
         function: Callable[..., T],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> T:
+        *,
+        is_async: bool = False,
+    ) -> Any:
         """Call like `run_sync`, asking *begins* when a worker is free for the call whether it should still run.
 
         A call that it answers False for is not sent; cancel this, for nothing else will end it.
         """
         if not callable(function):
             raise TypeError(
-                f"a {type(function).__name__} cannot be called: run_sync takes the function, then its arguments"
+                f"a {type(function).__name__} cannot be called: the function comes first, then its arguments"
             )
+        if not is_async and inspect.iscoroutinefunction(function):
+            raise TypeError(f"{name_of(function)} is an async function: call it with run, not with run_sync")
         packed = pack((function, args, kwargs))
         try:
-            call = await self._perform(name_of(function), packed, begins)
+            call = await self._perform(name_of(function), packed, begins, is_async)
         finally:
             packed.close()
-        value: T = call.outcome()
-        return value
+        return call.outcome()
 
     def map_sync(
         self,
@@ -141,11 +162,12 @@ class Pool:
         return open_results(options, self.run_sync, function, iterables)
 
     @trio.lowlevel.enable_ki_protection
-    async def _perform(self, name: str, packed: Packed, begins: Callable[[], bool] | None) -> Call:
+    async def _perform(self, name: str, packed: Packed, begins: Callable[[], bool] | None, is_async: bool) -> Call:
         """Have a call run, and return it when it is done."""
         await trio.lowlevel.checkpoint_if_cancelled()
         call = Call(next(self._dispatcher.numbers), name, packed, self._options)
         call.begins = begins
+        call.is_async = is_async
         self._dispatcher.submit(call)
         with trio.CancelScope(shield=self._options.on_cancel == "wait"):
             try:

@@ -661,3 +661,106 @@ async def test_map_without_rich_says_what_to_install(pool: Pool, monkeypatch: py
     with pytest.raises(ImportError, match="fdpool\\[demo\\]"):
         async with pool.map_sync(tasks.add, range(10), progress=True):
             pass
+
+
+# Async functions.
+
+
+async def test_an_async_function_runs_in_the_trio_loop_of_a_worker(pool: Pool) -> None:
+    assert await pool.run(tasks.async_add, 40, right=2) == 42
+    with pytest.raises(ZeroDivisionError) as caught:
+        await pool.run(tasks.async_divide, 1, 0)
+    assert "in async_divide" in str(caught.value.__cause__)
+
+
+async def test_async_calls_run_side_by_side_in_one_worker(pool: Pool) -> None:
+    """Each waits for the next one to ring: one after the other they would never end."""
+    bells = [EventFd() for _ in range(50)]
+    pids = set()
+
+    async def link(number: int) -> None:
+        pids.add(await pool.run(tasks.wait_and_pass_on, bells[number], bells[number + 1]))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(49):
+            nursery.start_soon(link, number)
+        bells[0].write()
+    assert bells[-1].read() == 1
+    assert len(pids) == 1
+    for bell in bells:
+        bell.close()
+
+
+async def test_plain_and_async_calls_mix(pool: Pool) -> None:
+    results = []
+
+    async def one(number: int) -> None:
+        if number % 2:
+            results.append(await pool.run(tasks.async_add, number))
+        else:
+            results.append(await pool.run_sync(tasks.add, number))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(200):
+            nursery.start_soon(one, number)
+    assert sorted(results) == list(range(1, 201))
+
+
+async def test_a_plain_call_runs_beside_async_ones_where_there_is_only_one_worker() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1) as pool, Doorbell() as bell, trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run, tasks.async_ring_and_hang, bell._event, bell._event)
+            await bell.wait()
+            assert await pool.run_sync(tasks.add, 1) == 2
+            nursery.cancel_scope.cancel()
+
+
+async def test_cancelling_an_async_call_cancels_its_scope_and_no_other(pool: Pool) -> None:
+    with EventFd() as cleaned_up, EventFd() as second_cleaned_up:
+        async with Doorbell() as bell, trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run, tasks.async_ring_and_hang, bell._event, second_cleaned_up)
+            await bell.wait()
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(pool.run, tasks.async_ring_and_hang, bell._event, cleaned_up)
+                    await bell.wait()
+                    scope.cancel()
+            assert cleaned_up.read() == 1
+            with pytest.raises(BlockingIOError):
+                second_cleaned_up.read()
+            assert await pool.run(tasks.async_add, 1) == 2
+            nursery.cancel_scope.cancel()
+        assert second_cleaned_up.read() == 1
+
+
+async def test_a_worker_that_dies_fails_the_async_calls_it_had_received(pool: Pool) -> None:
+    async with Doorbell() as bell:
+        deaths = []
+
+        async def hang() -> None:
+            with pytest.raises(WorkerDied) as caught:
+                await pool.run(tasks.async_ring_and_hang, bell._event, bell._event)
+            deaths.append(caught.value.pid)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang)
+            nursery.start_soon(hang)
+            rung = 0
+            while rung < 2:
+                rung += await bell.wait()
+            (host,) = [seat.worker for seat in pool._dispatcher._seats.values() if seat.hosted]
+            host.kill()
+    assert deaths == [host.pid] * 2
+    assert await pool.run(tasks.async_add, 1) == 2
+
+
+async def test_async_and_plain_functions_are_told_apart(pool: Pool) -> None:
+    with pytest.raises(TypeError, match=r"async_add is an async function: call it with run"):
+        await pool.run_sync(tasks.async_add, 1)
+    with pytest.raises(TypeError, match="returned a int, not an awaitable: call it with run_sync"):
+        await pool.run(tasks.add, 1)
+
+
+async def test_a_function_may_open_a_pool_in_its_worker(pool: Pool) -> None:
+    assert await pool.run(tasks.use_a_pool, 5) == 6
+    assert await pool.run_sync(tasks.use_a_pool_of_its_own, 5) == 6

@@ -33,6 +33,7 @@ class WorkerProcess:
       is_condemned: Whether it was killed or retired, and so must get no more work.
       is_retired: Whether it ends because it has done its share, and not because something went wrong.
       answered_call: The number of the last call it answered; differs from `page.begun_call` while it runs one.
+      sending: To be held while waiting in `channel.send`, which takes one task at a time.
       exited: Set once its exit status was collected, which is `status` then.
     """
 
@@ -47,6 +48,7 @@ class WorkerProcess:
         self.is_retired = False
         self.answered_call = 0
         self.exited = trio.Event()
+        self.sending = trio.Lock()
         self.status: ExitStatus | None = None
         self._pidfd = pidfd
 

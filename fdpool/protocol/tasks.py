@@ -18,6 +18,10 @@ class Operation(enum.IntEnum):
     """To a worker: call number, then a packed (function, args, kwargs)."""
     STOP = 3
     """To a worker: exit when idle."""
+    RUN_ASYNC = 4
+    """To a worker: as `RUN`, of an async function, which runs beside others in the worker's trio loop."""
+    CANCEL = 5
+    """To a worker: cancel the async call of that number."""
     READY = 16
     """From a worker: it waits for calls."""
     NOT_READY = 17
@@ -39,7 +43,7 @@ HEADER_BYTES: Final = _HEADER.size
 FROM_WORKER: Final = frozenset(
     {Operation.READY, Operation.NOT_READY, Operation.BEGUN, Operation.RESULT, Operation.ERROR}
 )
-TO_WORKER: Final = frozenset({Operation.SETTINGS, Operation.RUN, Operation.STOP})
+TO_WORKER: Final = frozenset({Operation.SETTINGS, Operation.RUN, Operation.RUN_ASYNC, Operation.CANCEL, Operation.STOP})
 
 
 def encode(operation: Operation, call: int = 0, body: bytes = b"", flags: int = 0) -> bytes:

@@ -30,6 +30,7 @@ class BlockingChannel:
     def __init__(self, sock: socket.socket, supervisor: PidFd) -> None:
         self._transport = Transport(sock)
         self._fd = sock.fileno()
+        self.supervisor = supervisor
         self._poll = select.poll()
         self._poll.register(supervisor, select.POLLIN)
 
@@ -49,6 +50,17 @@ class BlockingChannel:
             else:
                 if message is not None:
                     return message
+
+    def receive_nowait(self) -> Message | None:
+        """Return the next message, or None if there is none yet."""
+        try:
+            return self._transport.receive_next(DONTWAIT)
+        except BlockingIOError:
+            return None
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor number."""
+        return self._fd
 
     def outgoing(self, payload: bytes, handles: Sequence[HasFileno] = ()) -> Outgoing:
         """Prepare a message; `send` it and close it. Raises as `Transport.outgoing` does, the channel unhurt."""

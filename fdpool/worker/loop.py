@@ -7,7 +7,7 @@ import pickle
 import socket
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,8 @@ from fdpool.worker.interrupt import Interruptible
 from fdpool.worker.main_module import load_main, stand_in_for_main
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fdpool.transport import Message
 
 EXIT_CHANNEL_LOST: Final = 70  # EX_SOFTWARE, sysexits.h
@@ -49,7 +51,7 @@ def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
             if settings["initializer"] is not None and not _initialize(channel, settings["initializer"]):
                 return EXIT_NOT_INITIALIZED
             channel.send_bytes(encode(Operation.READY))
-            _serve(channel, page, calls)
+            Server(channel, page, calls).serve()
         except SupervisorGone:
             return 0
         except OSError as exc:
@@ -59,64 +61,99 @@ def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
     return 0
 
 
-def _serve(channel: BlockingChannel, page: ControlPage, calls: Interruptible) -> None:
-    while True:
+class Server:
+    """Runs the calls that come over a channel, one at a time, until it is told to stop."""
+
+    def __init__(self, channel: BlockingChannel, page: ControlPage, calls: Interruptible) -> None:
+        self.channel = channel
+        self._page = page
+        self._calls = calls
+
+    def serve(self) -> None:
+        """Take one message after the other until `STOP`, or until the first async call, which brings trio along."""
+        while True:
+            message = self.next_message(self.channel.receive)
+            if message is None:
+                continue
+            operation, flags, call, body = decode(message.payload, TO_WORKER)
+            if operation is Operation.RUN_ASYNC:
+                from fdpool.worker.async_server import serve_async
+
+                if serve_async(self, message):
+                    continue
+                return
+            if operation is Operation.STOP:
+                return
+            if operation is Operation.RUN:
+                self.run(call, flags, body, message)
+
+    def next_message(self, receive: Callable[[], Message | None]) -> Message | None:
+        """Return what *receive* returns; answer for a call whose handles did not arrive, and return None."""
         try:
-            message = channel.receive()
+            return receive()
         except FdLimitError as exc:
             # The call's handles are lost, but not the call: its payload says whose it was.
             _, _, call, _ = decode(exc.data, TO_WORKER)
-            page.begun_call = call
-            channel.send_bytes(encode(Operation.ERROR, call, pack(tell(exc)).data))
-            continue
-        operation, flags, call, body = decode(message.payload, TO_WORKER)
-        if operation is Operation.STOP:
-            return
-        page.begun_call = call
+            self._page.begun_call = call
+            self.send(Operation.ERROR, call, pack(tell(exc)))
+            return None
+
+    def run(self, call: int, flags: int, body: memoryview, message: Message) -> None:
+        """Run one call and send what came of it."""
+        self._page.begun_call = call
+        self.report_begun(call, flags)
+        had_handles = bool(message.handles)
+        # What the call leaves behind stays here until it is answered, so that it can be dropped in one place.
+        remains: list[object] = []
+        operation, packed = self._run(call, body, message, remains)
+        handles = packed.handles
+        self.send(operation, call, packed)
+        if had_handles or handles:
+            drop_quietly(handles, remains)
+
+    def report_begun(self, call: int, flags: int) -> None:
+        """Say that the call's handles have arrived, if the supervisor wants to know."""
         if flags & REPORT_BEGUN:
-            channel.send_bytes(encode(Operation.BEGUN, call))
-        _answer(channel, calls, call, body, message)
+            self.channel.send_bytes(encode(Operation.BEGUN, call))
+
+    def send(self, operation: Operation, call: int, packed: Packed) -> None:
+        """Send an answer; one with a handle that cannot travel becomes an error. *packed* is closed."""
+        with closing(packed):
+            try:
+                outgoing = self.channel.outgoing(encode(operation, call, packed.data), packed.handles)
+            except (OSError, TypeError, ValueError) as exc:
+                exc.add_note("raised by a handle in the result: it was closed, or there are too many")
+                self.send(Operation.ERROR, call, pack(tell(exc)))
+            else:
+                self.channel.send(outgoing)
+
+    def _run(self, call: int, body: memoryview, message: Message, remains: list[object]) -> tuple[Operation, Packed]:
+        try:
+            function, args, kwargs = unpack(body, message.handles)
+            remains.append((args, kwargs))
+            value = self._calls.call(call, function, args, kwargs)
+            remains.append(value)
+        except BaseException as exc:
+            remains.append(exc)
+            return Operation.ERROR, pack(tell(exc))
+        return pack_result(function, value)
 
 
-def _answer(channel: BlockingChannel, calls: Interruptible, call: int, body: memoryview, message: Message) -> None:
-    """Run one call and send what came of it."""
-    had_handles = bool(message.handles)
-    # What the call leaves behind stays here until it has been answered, so that it can be dropped in one place.
-    remains: list[object] = []
-    operation, packed = _run(calls, call, body, message, remains)
-    try:
-        outgoing = channel.outgoing(encode(operation, call, packed.data), packed.handles)
-    except (OSError, TypeError, ValueError) as exc:
-        exc.add_note("raised by a handle in the result: it was closed, or there are too many")
-        channel.send_bytes(encode(Operation.ERROR, call, pack(tell(exc)).data))
-    else:
-        channel.send(outgoing)
-    packed.close()
-    if had_handles or packed.handles:
-        with warnings.catch_warnings():
-            # Handles that the task neither kept nor closed are closed here, which is what its author may expect.
-            warnings.simplefilter("ignore", ResourceWarning)
-            packed.handles.clear()
-            remains.clear()
-
-
-def _run(
-    calls: Interruptible, call: int, body: memoryview, message: Message, remains: list[object]
-) -> tuple[Operation, Packed]:
-    function: Any = None
-    try:
-        function, args, kwargs = unpack(body, message.handles)
-        remains.append((args, kwargs))
-        value = calls.call(call, function, args, kwargs)
-        remains.append(value)
-    except BaseException as exc:
-        remains.append(exc)
-        return Operation.ERROR, pack(tell(exc))
+def pack_result(function: Any, value: object) -> tuple[Operation, Packed]:
+    """Pack what *function* returned, or why that cannot be packed."""
     try:
         return Operation.RESULT, pack(value)
     except BaseException as exc:
         exc.add_note(f"raised while packing the result of {_name_of(function)}, a {type(value).__name__}")
         return Operation.ERROR, pack(tell(exc))
+
+
+def drop_quietly(*lists: list[Any]) -> None:
+    """Empty *lists*: handles in them that the task neither kept nor closed are closed, as its author may expect."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for things in lists:
+            things.clear()
 
 
 def _initialize(channel: BlockingChannel, initializer: bytes) -> bool:

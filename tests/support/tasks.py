@@ -259,3 +259,50 @@ def mark(number: int, pause: float) -> int:
 
 def mark_and_read(number: int, events: list[EventFd]) -> tuple[int, int]:
     return mark(number, 0), read_events(events)[0]
+
+
+async def async_add(left: Any, right: Any = 1) -> Any:
+    import trio
+
+    await trio.lowlevel.checkpoint()
+    return left + right
+
+
+async def async_divide(left: int, right: int) -> float:
+    return left / right
+
+
+async def wait_and_pass_on(bell: EventFd, next_bell: EventFd) -> int:
+    import trio
+
+    with bell, next_bell:
+        await trio.lowlevel.wait_readable(bell)
+        next_bell.write(bell.read())
+    return os.getpid()
+
+
+async def async_ring_and_hang(event: EventFd, cleaned_up: EventFd) -> None:
+    import trio
+
+    event.write()
+    try:
+        await trio.sleep_forever()
+    finally:
+        if cleaned_up is not event:
+            cleaned_up.write()
+        cleaned_up.close()
+        event.close()
+
+
+async def use_a_pool(number: int) -> int:
+    import fdpool
+
+    async with fdpool.open_pool(1) as pool:
+        result: int = await pool.run_sync(add, number)
+        return result
+
+
+def use_a_pool_of_its_own(number: int) -> int:
+    import trio
+
+    return trio.run(use_a_pool, number)

@@ -1,0 +1,119 @@
+"""Async calls, side by side in the worker's own trio loop. Loaded with the first of them, and trio with it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from fdpool.errors import TaskCancelled
+from fdpool.memory.exceptions import tell
+from fdpool.memory.pickling import Packed, pack, unpack
+from fdpool.protocol.tasks import TO_WORKER, Operation, decode
+from fdpool.worker.channel import SupervisorGone
+from fdpool.worker.loop import drop_quietly, pack_result
+
+if TYPE_CHECKING:
+    from fdpool.transport import Message
+    from fdpool.worker.loop import Server
+
+
+def serve_async(server: Server, first: Message) -> bool:
+    """Go on serving from within trio, beginning with *first*; return whether there is more to come.
+
+    Returns as soon as no async call is left: a plain function may then run trio itself.
+
+    Raises:
+      SupervisorGone: nobody waits for the answers any more.
+    """
+    loop = _Loop(server)
+    trio.run(loop.serve, first)
+    if loop.is_orphaned:
+        raise SupervisorGone
+    return not loop.is_stopped
+
+
+class _Loop:
+    """The calls under way, each with the scope that cancels it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._nursery: trio.Nursery
+        self._patience = trio.CancelScope()
+        self.is_orphaned = False
+        self.is_stopped = False
+
+    async def serve(self, first: Message) -> None:
+        """Serve until no call is left, or told to stop, or the supervisor is gone."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._watch_supervisor)
+            self._take(first)
+            while self._scopes and not self.is_stopped:
+                with trio.CancelScope() as self._patience:
+                    await trio.lowlevel.wait_readable(self._server.channel)
+                message = self._server.next_message(self._server.channel.receive_nowait)
+                if message is not None:
+                    self._take(message)
+            self._nursery.cancel_scope.cancel()
+
+    async def _watch_supervisor(self) -> None:
+        await trio.lowlevel.wait_readable(self._server.channel.supervisor)
+        self.is_orphaned = True
+        self._nursery.cancel_scope.cancel()
+
+    def _take(self, message: Message) -> None:
+        """Do what a message asks for."""
+        operation, flags, call, body = decode(message.payload, TO_WORKER)
+        if operation is Operation.RUN_ASYNC:
+            self._server.report_begun(call, flags)
+            self._scopes[call] = trio.CancelScope()
+            self._nursery.start_soon(self._run, call, body, message)
+        elif operation is Operation.CANCEL:
+            if call in self._scopes:
+                self._scopes[call].cancel()
+        elif operation is Operation.RUN:
+            # A plain function has the process to itself while it runs; the supervisor sees to it that this is rare.
+            self._server.run(call, flags, body, message)
+        else:
+            self.is_stopped = True
+
+    async def _run(self, call: int, body: memoryview, message: Message) -> None:
+        """Run one call and send what came of it."""
+        remains: list[object] = []
+        had_handles = bool(message.handles)
+        operation, packed = await self._outcome(call, body, message, remains)
+        handles = packed.handles
+        self._server.send(operation, call, packed)
+        if had_handles or handles:
+            drop_quietly(handles, remains)
+        if not self._scopes:
+            self._patience.cancel()
+
+    async def _outcome(
+        self, call: int, body: memoryview, message: Message, remains: list[object]
+    ) -> tuple[Operation, Packed]:
+        try:
+            with self._scopes[call]:
+                function, args, kwargs = unpack(body, message.handles)
+                remains.append((args, kwargs))
+                value: Any = await _awaitable(function, args, kwargs)
+                remains.append(value)
+                return pack_result(function, value)
+            return Operation.ERROR, pack(tell(TaskCancelled()))
+        except trio.Cancelled:
+            # This whole loop is being cancelled, and nobody waits for the answer.
+            raise
+        except BaseException as exc:
+            remains.append(exc)
+            return Operation.ERROR, pack(tell(exc))
+        finally:
+            del self._scopes[call]
+
+
+def _awaitable(function: Any, args: Any, kwargs: Any) -> Any:
+    outcome = function(*args, **kwargs)
+    if not inspect.isawaitable(outcome):
+        raise TypeError(f"{function!r} returned a {type(outcome).__name__}, not an awaitable: call it with run_sync")
+    return outcome
