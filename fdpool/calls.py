@@ -52,6 +52,7 @@ class Call:
         "error",
         "is_abandoned",
         "is_async",
+        "is_long",
         "message",
         "name",
         "number",
@@ -74,6 +75,7 @@ class Call:
         self.error: Exception | None = None
         self.is_abandoned = False
         self.is_async = False
+        self.is_long = False
         self.begins: Callable[[], bool] | None = None
 
     @property

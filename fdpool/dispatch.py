@@ -58,15 +58,10 @@ class Seat:
     def __contains__(self, call: Call) -> bool:
         return call in self.calls or call.number in self.hosted
 
-    def remove(self, number: int) -> Call | None:
-        """Take the call of that number off, if it is here."""
-        if number in self.hosted:
-            return self.hosted.pop(number)
-        for call in self.calls:
-            if call.number == number:
-                self.calls.remove(call)
-                return call
-        return None
+    @property
+    def is_free(self) -> bool:
+        """Whether the worker has nothing to do."""
+        return not self.calls and not self.hosted
 
 
 class Dispatcher:
@@ -83,6 +78,8 @@ class Dispatcher:
         self.numbers = count(1)
         self._seats: dict[WorkerProcess, Seat] = {}
         self._idle: list[Seat] = []
+        self._laden: set[Seat] = set()
+        self._hosts: set[Seat] = set()
         self._nursery = nursery
         self._grace_period = grace_period
         self._max_tasks = max_tasks
@@ -93,12 +90,9 @@ class Dispatcher:
         """Have *call* run as soon as a worker can."""
         if self._unavailable is not None:
             call.fail(self._unavailable())
-        elif (seat := self._seat_for(call)) is not None:
-            if call.may_begin():
-                self._post(call, seat)
         else:
             self.waiting.append(call)
-            self._send_ahead()
+            self._match()
 
     def refuse(self, reason: Callable[[], Exception]) -> None:
         """Fail every call that waits, and every one to come."""
@@ -114,9 +108,9 @@ class Dispatcher:
             self.waiting.remove(call)
             return
         seat = next((seat for seat in self._seats.values() if call in seat), None)
-        if seat is not None and seat.calls and seat.calls[0] is not call:
+        if seat is not None and seat.calls and call is not seat.calls[0] and not call.is_async:
             self._take_back(seat)
-            self._send_ahead()
+            self._match()
         if seat is None or call not in seat:
             return
         worker = seat.worker
@@ -139,26 +133,50 @@ class Dispatcher:
             async with seat.worker.sending:
                 await seat.worker.channel.send(encode(Operation.CANCEL, call.number))
 
+    def _match(self) -> None:
+        """Bring waiting calls and workers together, the calls in their order."""
+        if self._idle and not self.waiting and self._laden:
+            # A call must not lie in the queue of a busy worker while another one has nothing to do.
+            self._take_back(min(self._laden, key=lambda seat: seat.calls[1].number))
+        while self.waiting and (seat := self._seat_for(self.waiting[0])) is not None:
+            call = self.waiting.popleft()
+            if call.may_begin():
+                self._post(call, seat)
+            elif seat.is_free:
+                self._idle.append(seat)
+        self._send_ahead()
+
     def _seat_for(self, call: Call) -> Seat | None:
         """Return the worker that should run *call* now, if there is one; no longer idle if it was."""
-        hosts = [seat for seat in self._seats.values() if self._may_join(call, seat)]
+        hosts = [seat for seat in self._hosts if self._may_join(call, seat)]
         # Async calls leave at least one worker to plain ones, if there are two.
-        if hosts and not (call.is_async and self._idle and len(hosts) < len(self._seats) - 1):
+        if hosts and not (call.is_async and self._idle and len(self._hosts) < len(self._seats) - 1):
             return min(hosts, key=lambda seat: len(seat.hosted))
         # The one that was busy last: its caches are warm, and the others may go idle for good.
         return self._idle.pop() if self._idle else None
+
+    def _may_join(self, call: Call, seat: Seat) -> bool:
+        """Whether *call* may run beside the async calls on *seat*: a plain one only if there is no other worker."""
+        if seat.worker.is_condemned:
+            return False
+        if call.is_async:
+            return len(seat.hosted) < ASYNC_CALLS_PER_WORKER
+        return len(self._seats) == 1 and not seat.calls
 
     def _post(self, call: Call, seat: Seat) -> None:
         """Send *call* to a worker that can begin it now."""
         if call.is_async:
             seat.hosted[call.number] = call
+            self._hosts.add(seat)
         else:
             seat.calls.append(call)
         seat.since = trio.current_time()
+        call.is_long = False
         payload = self._payload(call)
         try:
             seat.worker.channel.send_nowait(payload, call.packed.handles)
         except (trio.WouldBlock, trio.BusyResourceError):
+            call.is_long = True
             self._nursery.start_soon(self._send_patiently, call, seat, payload)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # The worker is dead, and the supervisor is about to say so; the call goes to another one then.
@@ -177,109 +195,94 @@ class Dispatcher:
             self._unsendable(call, seat, exc)
 
     def _unsendable(self, call: Call, seat: Seat, error: Exception) -> None:
-        if seat.remove(call.number) is not None:
+        if self._remove(call.number, seat) is not None:
             call.fail(error)
-            self._occupy(seat)
+            self._release(seat)
 
     def _payload(self, call: Call) -> bytes:
         flags = REPORT_BEGUN if call.packed.given else 0
         operation = Operation.RUN_ASYNC if call.is_async else Operation.RUN
         return encode(operation, call.number, call.packed.data, flags)
 
-    def _occupy(self, seat: Seat) -> None:
-        """Find work for a worker that may have none, and something to do next for one that has."""
-        if seat.worker.is_condemned or seat.worker not in self._seats:
-            return
-        self._take_back_overdue()
-        if seat.calls:
-            seat.since = trio.current_time()
-        elif seat.hosted:
-            self._fill_host(seat)
-        elif (call := self._next_waiting()) is not None:
-            self._post(call, seat)
-            self._fill_host(seat)
-        elif (laden := self._most_laden()) is not None and self._take_back(laden):
-            self._post(self.waiting.popleft(), seat)
-        else:
-            self._idle.append(seat)
-            return
-        self._send_ahead()
-
-    def _fill_host(self, seat: Seat) -> None:
-        """Give a worker that hosts async calls those that are first in line, as far as it may have them."""
-        while self.waiting and self._may_join(self.waiting[0], seat):
-            call = self.waiting.popleft()
-            if call.may_begin():
-                self._post(call, seat)
-
-    def _may_join(self, call: Call, seat: Seat) -> bool:
-        """Whether *call* may run beside the async calls on *seat*: a plain one only if there is no other worker."""
-        if not seat.hosted or seat.worker.is_condemned:
-            return False
-        if call.is_async:
-            return len(seat.hosted) < ASYNC_CALLS_PER_WORKER
-        return len(self._seats) == 1 and not seat.calls
-
-    def _next_waiting(self) -> Call | None:
-        """Take the first in line that still wants to run."""
-        while self.waiting:
-            call = self.waiting.popleft()
-            if call.may_begin():
-                return call
-        return None
+    def _release(self, seat: Seat) -> None:
+        """Find something to do for a worker that has done something."""
+        if not seat.worker.is_condemned and seat.worker in self._seats:
+            self._take_back_overdue()
+            if seat.is_free and seat not in self._idle:
+                self._idle.append(seat)
+        self._match()
 
     def _send_ahead(self) -> None:
         """Put waiting calls into the queues of busy workers, as long as calls are short."""
         if self._average_seconds > SHORT_SECONDS or not self.waiting:
             return
         for seat in self._seats.values():
-            if len(seat.calls) == 1 and self._may_take_more(seat) and self.waiting:
-                call = self.waiting[0]
-                if call.is_async:
-                    return
-                if not call.may_begin():
-                    self.waiting.popleft()
-                    continue
-                try:
-                    seat.worker.channel.send_nowait(self._payload(call), call.packed.handles)
-                except trio.WouldBlock:
-                    # It takes several datagrams, and those cannot be taken back one by one.
-                    return
-                except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                    continue
-                except (OSError, TypeError, ValueError) as exc:
-                    self.waiting.popleft().fail(exc)
-                    continue
-                seat.calls.append(self.waiting.popleft())
+            if not self.waiting or self.waiting[0].is_async:
+                return
+            if self._may_take_one_ahead(seat) and not self._send_one_ahead(seat):
+                return
 
-    def _most_laden(self) -> Seat | None:
-        """Return the worker whose call sent ahead has waited longest."""
-        laden = [seat for seat in self._seats.values() if len(seat.calls) > 1]
-        return min(laden, key=lambda seat: seat.calls[1].number, default=None)
+    def _may_take_one_ahead(self, seat: Seat) -> bool:
+        # A call of several datagrams, or one that waits to be sent, could not be taken back in one piece.
+        return (
+            len(seat.calls) == 1
+            and not (seat.calls[0].is_long or seat.hosted or seat.worker.is_condemned)
+            and (self._max_tasks is None or seat.done + 1 < self._max_tasks)
+        )
+
+    def _send_one_ahead(self, seat: Seat) -> bool:
+        """Put the first call in line into a worker's queue; return False if it has to wait for its turn."""
+        call = self.waiting[0]
+        if not call.may_begin():
+            self.waiting.popleft()
+            return True
+        try:
+            seat.worker.channel.send_nowait(self._payload(call), call.packed.handles)
+        except trio.WouldBlock:
+            return False
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            return True
+        except (OSError, TypeError, ValueError) as exc:
+            self.waiting.popleft().fail(exc)
+            return True
+        seat.calls.append(self.waiting.popleft())
+        self._laden.add(seat)
+        return True
 
     def _take_back_overdue(self) -> None:
         deadline = trio.current_time() - OVERDUE_SECONDS
-        for seat in self._seats.values():
-            if len(seat.calls) > 1 and seat.since < deadline:
-                self._take_back(seat)
+        for seat in [seat for seat in self._laden if seat.since < deadline]:
+            self._take_back(seat)
 
-    def _take_back(self, seat: Seat) -> bool:
-        """Take the calls that a worker has not received back to the head of the line; return whether there were any."""
+    def _take_back(self, seat: Seat) -> None:
+        """Take what a worker has not received back to the head of the line: the call sent ahead, or all it has."""
         taken = []
         for payload in seat.worker.take_back():
             _, _, number, _ = decode(payload, TO_WORKER)
-            call = seat.remove(number)
+            call = self._remove(number, seat)
             if call is not None and not call.is_abandoned:
                 taken.append(call)
         self.waiting.extendleft(reversed(taken))
-        return bool(taken)
+        if seat.is_free and not seat.worker.is_condemned and seat not in self._idle:
+            self._idle.append(seat)
+
+    def _remove(self, number: int, seat: Seat) -> Call | None:
+        """Take the call of that number off a worker's list, if it is there."""
+        call = seat.hosted.pop(number, None) or next((call for call in seat.calls if call.number == number), None)
+        if call is not None and call in seat.calls:
+            seat.calls.remove(call)
+        if len(seat.calls) < 2:
+            self._laden.discard(seat)
+        if not seat.hosted:
+            self._hosts.discard(seat)
+        return call
 
     # What the supervisor tells.
 
     def worker_ready(self, worker: WorkerProcess) -> None:
         """Take a new worker into service."""
         seat = self._seats[worker] = Seat(worker)
-        self._occupy(seat)
+        self._release(seat)
 
     def worker_said(self, worker: WorkerProcess, operation: Operation, number: int, message: Message) -> None:
         """Take in an answer, or the news that a call's handles have arrived."""
@@ -294,7 +297,7 @@ class Dispatcher:
             return
         self._answered(seat, call)
         call.finish(operation, message)
-        self._occupy(seat)
+        self._release(seat)
 
     def worker_lost_handles(self, worker: WorkerProcess, number: int, error: FdLimitError) -> None:
         """Fail the call whose answer came without its handles."""
@@ -303,14 +306,15 @@ class Dispatcher:
         if seat is not None and call is not None:
             self._answered(seat, call)
             call.fail(error)
-            self._occupy(seat)
+            self._release(seat)
 
     def worker_misbehaved(self, worker: WorkerProcess, error: RemoteProtocolError) -> None:
         """Fail the call that runs on a worker which is not believed any more."""
         seat = self._seats.get(worker)
         if seat is not None and (seat.calls or seat.hosted):
-            call = seat.calls.popleft() if seat.calls else seat.hosted.pop(next(iter(seat.hosted)))
-            call.fail(error)
+            suspect = seat.calls[0] if seat.calls else next(iter(seat.hosted.values()))
+            self._remove(suspect.number, seat)
+            suspect.fail(error)
 
     def _running_on(self, seat: Seat | None, number: int) -> Call | None:
         """Return the call of that number, if it is one that the worker can speak of."""
@@ -328,6 +332,8 @@ class Dispatcher:
             return False
         if seat in self._idle:
             self._idle.remove(seat)
+        self._laden.discard(seat)
+        self._hosts.discard(seat)
         in_call = self._end_hosted(seat, status) or begun != worker.answered_call
         while seat.calls:
             # From the last one on, so that they end up in their order at the head of the line.
@@ -342,8 +348,7 @@ class Dispatcher:
                 self.waiting.appendleft(call)
         if self._unavailable is not None:
             self.refuse(self._unavailable)
-        while self._idle and self.waiting:
-            self._occupy(self._idle.pop())
+        self._match()
         return worker.is_retired or in_call
 
     def supervisor_gave_up(self, message: str, exits: list[str]) -> None:
@@ -352,20 +357,14 @@ class Dispatcher:
 
     def _answered(self, seat: Seat, call: Call) -> None:
         now = trio.current_time()
-        if call.is_async:
-            del seat.hosted[call.number]
-        else:
+        self._remove(call.number, seat)
+        if not call.is_async:
             self._average_seconds += (now - seat.since - self._average_seconds) / 8
-            seat.calls.popleft()
             seat.worker.answered_call = call.number
         seat.since = now
         seat.done += 1
         if self._max_tasks is not None and seat.done >= self._max_tasks:
             self._retire(seat)
-
-    def _may_take_more(self, seat: Seat) -> bool:
-        room = self._max_tasks is None or seat.done + len(seat.calls) < self._max_tasks
-        return room and not seat.worker.is_condemned
 
     def _retire(self, seat: Seat) -> None:
         """Have a worker that has done its share end, and another one take its place."""
@@ -379,7 +378,8 @@ class Dispatcher:
 
     def _end_hosted(self, seat: Seat, status: ExitStatus) -> bool:
         """Fail the async calls of a dead worker that it had received; have the others run elsewhere."""
-        unreceived = {decode(payload, TO_WORKER)[2] for payload in seat.worker.take_back()}
+        messages = [decode(payload, TO_WORKER) for payload in seat.worker.take_back()]
+        unreceived = {number for operation, _, number, _ in messages if operation is Operation.RUN_ASYNC}
         had_begun = False
         for number, call in sorted(seat.hosted.items(), reverse=True):
             has_begun = number not in unreceived

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fdpool.errors import FdLimitError
+from fdpool.errors import FdLimitError, RemoteProtocolError
 from fdpool.kernel import ExitStatus, PidFd
 from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import Operation, encode
@@ -91,6 +91,9 @@ class WorkerProcess:
             except FdLimitError as exc:
                 # Their handles are only duplicates of those that the calls still have.
                 payloads.append(exc.data)
+            except RemoteProtocolError:
+                # The rest of a message of which it has received the beginning.
+                continue
             else:
                 if message is not None:
                     payloads.append(message.payload)

@@ -50,9 +50,12 @@ class _Loop:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._watch_supervisor)
             self._take(first)
-            while self._scopes and not self.is_stopped:
+            while not self.is_stopped:
                 with trio.CancelScope() as self._patience:
                     await trio.lowlevel.wait_readable(self._server.channel)
+                if not self._scopes:
+                    # What came meanwhile is taken up outside of trio.
+                    break
                 message = self._server.next_message(self._server.channel.receive_nowait)
                 if message is not None:
                     self._take(message)
