@@ -44,6 +44,7 @@ _HOMES = {
     "memory.handles": ("give",),
     "pool": ("Pool", "open_pool"),
     "protocol.restart": ("Backoff", "Restart"),
+    "protocol.strategy": ("Keep", "RestartGroup", "Strategy"),
     "transport": ("Message",),
     "kernel": (
         "EventFd",
