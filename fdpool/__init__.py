@@ -40,6 +40,7 @@ _HOMES = {
         "RemoteProtocolError",
         "WorkerDied",
         "WorkerStartError",
+        "ZygoteError",
     ),
     "memory.handles": ("give",),
     "pool": ("Pool", "open_pool"),

@@ -93,6 +93,21 @@ class WorkerStartError(Exception):
     """A worker could not be started, or ended before it was ready."""
 
 
+class ZygoteError(WorkerStartError):
+    """No worker can be started any more: preloading failed or started threads, or the zygote kept dying.
+
+    Attributes:
+      exits: What ended the last zygotes, oldest first.
+    """
+
+    def __init__(self, message: str, exits: Sequence[str] = ()) -> None:
+        super().__init__(message, tuple(exits))
+        self.exits = tuple(exits)
+
+    def __str__(self) -> str:
+        return "\n  ".join((self.args[0], *self.exits))
+
+
 class PoolBroken(Exception):  # noqa: N818 - the name users know it by
     """Workers kept dying outside of any call, more often than the restart policy allows.
 

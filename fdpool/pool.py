@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import trio
 
@@ -24,20 +24,26 @@ from fdpool.mapping import Results, open_results
 from fdpool.memory import functions
 from fdpool.memory.handles import close_given
 from fdpool.memory.pickling import Packed, pack, unpack, unpack_in_band
-from fdpool.process.settings import encode_settings
+from fdpool.process.launch import ExecLauncher
+from fdpool.process.settings import encode_settings, worker_settings
+from fdpool.process.zygote import Zygote, encode_setup
 from fdpool.protocol.restart import Restart
 from fdpool.protocol.tasks import HEADER_BYTES, REPORT_BEGUN, Operation, encode
-from fdpool.supervisor import Supervisor
+from fdpool.supervisor import Supervisor, Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from fdpool.kernel import ExitStatus
+    from fdpool.process.launch import Launcher
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
 
 T = TypeVar("T")
+
+
+Start = Literal["zygote", "exec"]
 
 
 class _Call:
@@ -70,6 +76,11 @@ class _Call:
         self.error = error
         self._wake()
 
+    def stop_waiting(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """Take in that the caller was cancelled: from here on, an answer must not wake it a second time."""
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
     def _wake(self) -> None:
         if self.task is not None:
             trio.lowlevel.reschedule(self.task)
@@ -79,8 +90,12 @@ class _Call:
 class Pool:
     """Worker processes that run functions; made by `open_pool`. To be used from the trio thread that opened it."""
 
-    def __init__(self, size: int, restart: Restart, nursery: trio.Nursery) -> None:
-        self._supervisor = Supervisor(size, encode_settings(functions.main_origin()), restart, self)
+    def __init__(self, size: int, watch: Watch, nursery: trio.Nursery, start: Start, preload: list[str]) -> None:
+        settings = worker_settings(functions.main_origin())
+        launcher: Launcher = ExecLauncher()
+        if start == "zygote":
+            launcher = Zygote(encode_setup(settings, preload), watch.restart, watch.ready_timeout)
+        self._supervisor = Supervisor(size, encode_settings(settings), watch, self, launcher)
         self._size = size
         self._numbers = count(1)
         self._running: dict[int, _Call] = {}
@@ -167,7 +182,7 @@ class Pool:
         try:
             if not call.is_done:
                 call.task = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(lambda _raise: trio.lowlevel.Abort.SUCCEEDED)
+                await trio.lowlevel.wait_task_rescheduled(call.stop_waiting)
         except BaseException:
             call.task = None
             await self._abandon(call)
@@ -310,7 +325,13 @@ class Pool:
 
 @asynccontextmanager
 async def open_pool(
-    workers: int | None = None, *, restart: Restart | None = None, grace_period: float = 1.0
+    workers: int | None = None,
+    *,
+    start: Start = "zygote",
+    preload: Iterable[str] = (),
+    restart: Restart | None = None,
+    ready_timeout: float = 60.0,
+    grace_period: float = 1.0,
 ) -> AsyncIterator[Pool]:
     """Open a pool of worker processes.
 
@@ -319,11 +340,17 @@ async def open_pool(
 
     Args:
       workers: How many processes; as many as this one has processors to run on by default.
+      start: How a worker is made. "zygote": by fork from a process that has loaded everything, which takes
+          milliseconds. "exec": as a fresh interpreter.
+      preload: The names of modules that the zygote loads, in this order, for all workers together.
       restart: When a worker that dies outside of any call is replaced, and when the pool gives up.
+      ready_timeout: Seconds that a worker, or the zygote with all it preloads, may take to be ready.
       grace_period: Seconds that running calls have to finish once the block has ended.
 
     Raises:
-      ValueError: *workers* is less than 1, or *grace_period* negative.
+      ValueError: *workers* is less than 1, *grace_period* negative, *ready_timeout* not positive, or something is
+          to be preloaded without a zygote.
+      TypeError: *preload* is one string.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
     """
     size = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -331,13 +358,21 @@ async def open_pool(
         raise ValueError(f"workers is {workers}: a pool needs at least 1")
     if grace_period < 0:
         raise ValueError(f"grace_period is {grace_period} seconds: it cannot be negative")
+    if start not in ("zygote", "exec"):
+        raise ValueError(f"start is {start!r}, not 'zygote' or 'exec'")
+    if isinstance(preload, str):
+        raise TypeError(f"preload is the string {preload!r}: it takes a list of module names")
+    modules = list(preload)
+    if modules and start == "exec":
+        raise ValueError("start='exec' has no process that could preload anything: preload needs start='zygote'")
+    watch = Watch(Restart() if restart is None else restart, ready_timeout)
     if functions.is_loading_main:
         raise RuntimeError(
             "this pool is opened while a worker loads the script, to find a function in it: put the part that "
             "opens pools behind `if __name__ == '__main__':`"
         )
     async with open_background() as nursery:
-        pool = Pool(size, Restart() if restart is None else restart, nursery)
+        pool = Pool(size, watch, nursery, start, modules)
         nursery.start_soon(pool._supervisor.run)
         try:
             yield pool

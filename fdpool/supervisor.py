@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from fdpool.errors import FdLimitError, RemoteProtocolError, WorkerStartError
-from fdpool.process.launch import launch_worker
+from fdpool.errors import FdLimitError, RemoteProtocolError, WorkerStartError, ZygoteError
 from fdpool.protocol.restart import Restart, RestartHistory
 from fdpool.protocol.tasks import FROM_WORKER, Operation, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from fdpool.kernel import ExitStatus
+    from fdpool.process.launch import Launcher
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
 
@@ -47,39 +48,59 @@ class Employer(Protocol):
         """Workers died more often than the policy allows, *exits* being the last; there will be no more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How workers are watched.
+
+    Args:
+      restart: When to replace one that died outside a call, and when to give up.
+      ready_timeout: How many seconds one may take until it is ready.
+    """
+
+    restart: Restart = field(default_factory=Restart)
+    ready_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.ready_timeout <= 0:
+            raise ValueError(f"ready_timeout is {self.ready_timeout} seconds: it must be more than 0")
+
+
 class Supervisor:
     """Keeps a number of workers running. Learns every death from a pidfd.
 
     Args:
       size: How many workers there should be.
       settings: What each is told first; see `encode_settings`.
-      restart: When to replace one that died outside a call, and when to give up.
+      watch: How they are watched, and replaced.
       employer: Who gives them work.
-      launch: What starts one; the seam for tests.
+      launcher: What starts one; the seam for tests.
     """
 
     def __init__(
         self,
         size: int,
         settings: bytes,
-        restart: Restart,
+        watch: Watch,
         employer: Employer,
-        launch: Callable[[bytes], WorkerProcess] = launch_worker,
+        launcher: Launcher,
     ) -> None:
         self.workers: set[WorkerProcess] = set()
         self._size = size
         self._settings = settings
-        self._restart = restart
+        self._watch = watch
         self._employer = employer
-        self._launch = launch
+        self._launcher = launcher
         self._stopping = trio.Event()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Keep the workers running until `stop`, or until cancelled, which kills them. None is left afterwards."""
-        async with trio.open_nursery() as nursery:
-            for _ in range(self._size):
-                nursery.start_soon(self._fill_place)
+        async with trio.open_nursery() as background:
+            background.start_soon(self._launcher.run)
+            async with trio.open_nursery() as nursery:
+                for _ in range(self._size):
+                    nursery.start_soon(self._fill_place)
+            background.cancel_scope.cancel()
 
     async def stop(self, grace_seconds: float) -> None:
         """Have every worker exit once idle, kill those that have not after *grace_seconds*, wait for all.
@@ -104,16 +125,19 @@ class Supervisor:
 
     async def _fill_place(self) -> None:
         """Keep one worker running, one after the other."""
-        history = RestartHistory(self._restart)
-        exits: deque[str] = deque(maxlen=self._restart.intensity + 1)
+        history = RestartHistory(self._watch.restart)
+        exits: deque[str] = deque(maxlen=self._watch.restart.intensity + 1)
         while not self._stopping.is_set():
             ready_for, in_call = 0.0, False
             try:
-                worker = self._launch(self._settings)
+                worker = await self._launcher.launch(self._settings)
+            except ZygoteError as exc:
+                self._give_up(f"no worker can be started: {exc.args[0]}", list(exc.exits))
+                break
             except (OSError, WorkerStartError) as exc:
                 exits.append(f"could not be started: {exc}")
             else:
-                life = _Life(worker, self._employer)
+                life = _Life(worker, self._employer, self._watch)
                 self.workers.add(worker)
                 try:
                     in_call = await life.attend()
@@ -125,18 +149,20 @@ class Supervisor:
                 continue
             wait = history.record_death(trio.current_time(), ready_for=ready_for)
             if wait is None:
-                self._give_up(list(exits))
+                policy = self._watch.restart
+                self._give_up(
+                    f"a worker died {len(exits)} times within {policy.period:g} seconds outside of any call, and the "
+                    f"restart policy allows {policy.intensity}; the last times, it",
+                    list(exits),
+                )
                 break
             with trio.move_on_after(wait):
                 await self._stopping.wait()
 
-    def _give_up(self, exits: list[str]) -> None:
+    def _give_up(self, message: str, exits: list[str]) -> None:
+        if self._stopping.is_set():
+            return
         self._stopping.set()
-        policy = self._restart
-        message = (
-            f"a worker died {len(exits)} times within {policy.period:g} seconds outside of any call, and the restart "
-            f"policy allows {policy.intensity}; the last times, it"
-        )
         for worker in self.workers:
             worker.kill()
         self._employer.supervisor_gave_up(message, exits)
@@ -145,8 +171,10 @@ class Supervisor:
 class _Life:
     """One worker from its start to its end."""
 
-    def __init__(self, worker: WorkerProcess, employer: Employer) -> None:
+    def __init__(self, worker: WorkerProcess, employer: Employer, watch: Watch) -> None:
         self._worker = worker
+        self._watch = watch
+        self._ready = trio.Event()
         self._employer = employer
         self._ready_at: float | None = None
         self._complaint = ""
@@ -169,6 +197,7 @@ class _Life:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen)
+                nursery.start_soon(self._await_ready)
                 await worker.wait_exit()
                 nursery.cancel_scope.cancel()
         finally:
@@ -182,6 +211,13 @@ class _Life:
             in_call = self._employer.worker_exited(worker, worker.status)
             worker.close()
         return in_call
+
+    async def _await_ready(self) -> None:
+        with trio.move_on_after(self._watch.ready_timeout):
+            await self._ready.wait()
+            return
+        self._complaint = f"it was not ready within {self._watch.ready_timeout:g} seconds"
+        self._worker.kill()
 
     async def _listen(self) -> None:
         while True:
@@ -203,6 +239,7 @@ class _Life:
         if operation is Operation.READY:
             message.close()
             self._ready_at = trio.current_time()
+            self._ready.set()
             self._employer.worker_ready(self._worker)
         elif operation is Operation.NOT_READY:
             message.close()

@@ -149,7 +149,7 @@ def test_a_big_array_costs_its_size_once_in_each_direction() -> None:
 def test_the_entrypoint_says_how_it_is_used() -> None:
     result = run("-m", "fdpool.worker")
     assert result.returncode == 2
-    assert "usage: python -m fdpool.worker CHANNEL PAGE SUPERVISOR" in result.stderr
+    assert "usage: python -m fdpool.worker CHANNEL PAGE LIFELINE SUPERVISOR" in result.stderr
 
 
 def test_importing_fdpool_imports_no_trio() -> None:

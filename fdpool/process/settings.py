@@ -9,18 +9,22 @@ import sys
 from fdpool.protocol.tasks import Operation, encode
 
 
-def encode_settings(main: tuple[str | None, str | None]) -> bytes:
-    """Lay out the message that every worker gets first.
+def worker_settings(main: tuple[str | None, str | None]) -> dict[str, object]:
+    """Return what `encode_settings` lays out.
 
     Args:
       main: How the running script is loaded again: by module name, by path, or not at all.
     """
     module, path = main
-    settings = {
+    return {
         "sys_path": [os.getcwd() if entry == "" else entry for entry in sys.path],
         "argv": sys.argv,
         "main_module": module,
         "main_path": None if path is None else os.path.abspath(path),
         "python_path": os.environ.get("PYTHONPATH"),
     }
+
+
+def encode_settings(settings: dict[str, object]) -> bytes:
+    """Lay out the message that every worker gets first."""
     return encode(Operation.SETTINGS, body=pickle.dumps(settings))

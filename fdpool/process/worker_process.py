@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import signal
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class WorkerProcess:
-    """A running worker: its process, its end of the channel, its control page. Owns all three.
+    """A running worker: its process, its end of the channel, its control page, its lifeline. Owns all four.
+
+    It leads a process group, in which everything is that it started and that did not detach.
 
     Attributes:
       pid: Its process id, for people; signals go through the pidfd.
@@ -29,11 +33,12 @@ class WorkerProcess:
       exited: Set once its exit status was collected, which is `status` then.
     """
 
-    def __init__(self, pid: int, pidfd: PidFd, channel: Channel, memory: mmap.mmap) -> None:
+    def __init__(self, pid: int, pidfd: PidFd, channel: Channel, memory: mmap.mmap, lifeline: socket.socket) -> None:
         self.pid = pid
         self.channel = channel
         self.page = ControlPage(memory)
         self._memory = memory
+        self._lifeline = lifeline
         self.is_condemned = False
         self.answered_call = 0
         self.exited = trio.Event()
@@ -49,6 +54,7 @@ class WorkerProcess:
         if self.status is None:
             await trio.lowlevel.wait_readable(self._pidfd)
             try:
+                self._end_group()
                 self.status = self._pidfd.wait_exit()
             except ChildProcessError:
                 # Somebody ignores SIGCHLD, or waits for any child there is, and took the status.
@@ -76,6 +82,17 @@ class WorkerProcess:
         self._pidfd.close()
         self.page.close()
         self._memory.close()
+        self._lifeline.close()
+
+    def _end_group(self) -> None:
+        """Kill what it started and left behind.
+
+        Raises:
+          ChildProcessError: somebody took its status, and its number may be a stranger's.
+        """
+        os.waitid(os.P_PIDFD, self._pidfd.fileno(), os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         if self.status is None:

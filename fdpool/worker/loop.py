@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fdpool.errors import FdLimitError
 from fdpool.kernel import MemFd, PidFd
-from fdpool.kernel.process_control import die_with_parent
+from fdpool.kernel.process_control import die_with_parent, kill_group_on_close, name_process
 from fdpool.memory.functions import set_main_loader
 from fdpool.memory.pickling import Packed, pack, pack_in_band, unpack
 from fdpool.protocol.page import ControlPage
@@ -29,23 +29,29 @@ if TYPE_CHECKING:
 EXIT_CHANNEL_LOST: Final = 70  # EX_SOFTWARE, sysexits.h
 
 
-def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
+def run_worker(channel_fd: int, page_fd: int, lifeline_fd: int, supervisor_fd: int) -> int:
     """Serve calls on inherited descriptors; return the exit code."""
-    for number in (channel_fd, page_fd, supervisor_fd):
+    for number in (channel_fd, page_fd, lifeline_fd, supervisor_fd):
         # They had to survive one exec to get here; what a task executes must not get them.
         os.set_inheritable(number, False)
     with ExitStack() as stack:
         supervisor = stack.enter_context(PidFd.adopt(supervisor_fd))
         die_with_parent(supervisor)
+        name_process("fdpool-worker")
         # A handler instead of SIG_IGN: that one would be inherited by every program a task executes.
         signal.signal(signal.SIGINT, _ignore_interrupt)
         with MemFd.adopt(page_fd) as memory:
             page = ControlPage(memory.map(writable=True))
+        lifeline = stack.enter_context(socket.socket(fileno=lifeline_fd))
         channel = BlockingChannel(socket.socket(fileno=channel_fd), supervisor)
         stack.callback(channel.close)
         try:
             with channel.receive() as message:
-                _apply_settings(message)
+                _, _, _, body = decode(message.payload, frozenset({Operation.SETTINGS}))
+                settings = pickle.loads(body)
+            # The settings are sent once this process leads a group: what it starts from now on dies with it.
+            kill_group_on_close(lifeline)
+            apply_settings(settings)
             channel.send_bytes(encode(Operation.READY))
             _serve(channel, page)
         except SupervisorGone:
@@ -132,9 +138,8 @@ def _pack_error(error: BaseException) -> Packed:
     return pack((name, text, trace, pickled))
 
 
-def _apply_settings(message: Message) -> None:
-    _, _, _, body = decode(message.payload, frozenset({Operation.SETTINGS}))
-    settings: dict[str, Any] = pickle.loads(body)
+def apply_settings(settings: dict[str, Any]) -> None:
+    """Make this process like the one that started it; see `worker_settings`."""
     sys.path[:] = settings["sys_path"]
     sys.argv[:] = settings["argv"]
     if settings["python_path"] is None:

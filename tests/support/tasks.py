@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import random
 import resource
 import signal
 import socket
 import sys
+import threading
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fdpool.kernel import EventFd, MemFd
@@ -166,3 +170,47 @@ def double_in_place(array: Any) -> Any:
 
 def describe(array: Any) -> tuple[Any, ...]:
     return array.shape, array.dtype.str, bool(array.flags.writeable), float(array.sum())
+
+
+def matrix_product(size: int) -> float:
+    import numpy as np
+
+    square = np.ones((size, size))
+    return float((square @ square)[0, 0])
+
+
+def parent_and_group() -> tuple[int, int]:
+    return os.getppid(), os.getpgrp()
+
+
+def circumstances() -> dict[str, Any]:
+    """Tell what a process inherits from the one that starts it."""
+    return {
+        "directory": os.getcwd(),
+        "environment": dict(os.environ),
+        "input": os.read(0, 100),
+        "name": Path("/proc/self/comm").read_text().strip(),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+    }
+
+
+def in_thread(value: int) -> int:
+    found: list[int] = []
+    thread = threading.Thread(target=found.append, args=(value,))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def ring_at_exit(event: EventFd) -> None:
+    atexit.register(event.write)
+
+
+def random_number() -> float:
+    return random.random()
+
+
+def numpy_random_number() -> float:
+    import numpy as np
+
+    return float(np.random.random())
