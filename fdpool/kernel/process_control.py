@@ -1,4 +1,4 @@
-"""prctl(2) and fcntl(2): what a process asks the kernel to do to it, whatever it is doing itself at the time."""
+"""prctl(2) and fcntl(2): what the kernel is asked to do to a process, whatever that is doing at the time."""
 
 from __future__ import annotations
 
@@ -35,14 +35,18 @@ def die_with_parent(parent: PidFd) -> None:
         os._exit(0)
 
 
-def kill_group_on_close(lifeline: socket.socket) -> None:
-    """Have the kernel kill this whole process group once the other end of *lifeline* is closed.
+def kill_group_on_close(lifeline: socket.socket, group: int) -> None:
+    """Have the kernel kill a whole process group once the other end of *lifeline* is closed.
 
     Args:
-      lifeline: One end of a stream socketpair on which nothing is ever sent. Lent, and to be kept open.
+      lifeline: One end of a stream socketpair on which nothing is ever sent. Lent; it works for as long as somebody
+          holds it, in whichever process.
+      group: The group's number. It is the group that the kernel keeps, not the number, which others may get later.
+
+    Raises:
+      ProcessLookupError: there is no such group.
     """
-    # The signal goes to the group as it is now, not to a number that somebody may reuse.
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -group)
     fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
     flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)

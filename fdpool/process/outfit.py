@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from fdpool.channel import Channel
 from fdpool.kernel import MemFd, Seal
+from fdpool.kernel.process_control import kill_group_on_close
 from fdpool.process.worker_process import WorkerProcess
 from fdpool.protocol.page import PAGE_BYTES
 
@@ -36,19 +37,20 @@ class Outfit:
             self.channel = Channel(ours)
             on_failure.callback(self.channel.close)
             # A stream, because only there the kernel reports that the other end was closed.
-            self._lifeline, lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._lifeline, self._worker_lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             on_failure.callback(self._lifeline.close)
-            always.callback(lifeline.close)
+            always.callback(self._worker_lifeline.close)
             memory = always.enter_context(MemFd("fdpool-page", PAGE_BYTES))
             memory.seal(Seal.SHRINK | Seal.GROW | Seal.SEAL)
             self._memory = memory.map(writable=True)
             on_failure.callback(self._memory.close)
-            self.handles: tuple[HasFileno, ...] = (theirs, memory, lifeline)
+            self.handles: tuple[HasFileno, ...] = (theirs, memory, self._worker_lifeline)
             self._theirs = always.pop_all()
             self._ours = on_failure.pop_all()
 
     def into_worker(self, pidfd: PidFd, pid: int) -> WorkerProcess:
-        """Give the supervisor's halves up to a worker that was born with the others."""
+        """Give the supervisor's halves up to a worker that was born with the others, and leads a process group."""
+        tie(self._worker_lifeline, pid)
         self._ours.pop_all()
         return WorkerProcess(pid, pidfd, self.channel, self._memory, self._lifeline)
 
@@ -58,3 +60,10 @@ class Outfit:
     def __exit__(self, *_: object) -> None:
         self._theirs.close()
         self._ours.close()
+
+
+def tie(lifeline: socket.socket, pid: int) -> None:
+    """Have the process group of the new child *pid* die with whoever holds the other end of *lifeline*."""
+    # It may have ended already, if SIGCHLD is ignored here and nobody has to wait for it.
+    with suppress(ProcessLookupError):
+        kill_group_on_close(lifeline, pid)

@@ -16,10 +16,10 @@ from fdpool.channel import Channel
 from fdpool.errors import FdLimitError, RemoteProtocolError, describe_exit
 from fdpool.kernel import OwnedFd, PidFd
 from fdpool.process.launch import start_interpreter
+from fdpool.process.outfit import Outfit, tie
 from fdpool.protocol.zygote import FROM_ZYGOTE, ZygoteOperation, decode, decode_integer, encode
 
 if TYPE_CHECKING:
-    from fdpool.process.outfit import Outfit
     from fdpool.transport import Message
 
 
@@ -60,9 +60,13 @@ class ZygoteProcess:
             always.callback(theirs.close)
             self._channel = Channel(ours)
             on_failure.callback(self._channel.close)
+            self._lifeline, lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            always.callback(lifeline.close)
+            on_failure.callback(self._lifeline.close)
             supervisor = always.enter_context(PidFd.current())
             self._channel.send_nowait(setup)
-            self.pid, self._pidfd = start_interpreter("fdpool.worker.zygote", theirs, supervisor)
+            self.pid, self._pidfd = start_interpreter("fdpool.worker.zygote", theirs, lifeline, supervisor)
+            tie(lifeline, self.pid)
             on_failure.pop_all()
 
     async def fork(self, outfit: Outfit) -> tuple[int, PidFd] | None:
@@ -121,6 +125,7 @@ class ZygoteProcess:
             request.answered.set()
         self._requests.clear()
         self._channel.close()
+        self._lifeline.close()
         self._pidfd.close()
 
     async def _listen(self) -> None:

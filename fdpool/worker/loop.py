@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fdpool.errors import FdLimitError
 from fdpool.kernel import MemFd, PidFd
-from fdpool.kernel.process_control import die_with_parent, kill_group_on_close, name_process
+from fdpool.kernel.process_control import die_with_parent, name_process
 from fdpool.memory.functions import set_main_loader
 from fdpool.memory.pickling import Packed, pack, pack_in_band, unpack
 from fdpool.protocol.page import ControlPage
@@ -42,15 +42,15 @@ def run_worker(channel_fd: int, page_fd: int, lifeline_fd: int, supervisor_fd: i
         signal.signal(signal.SIGINT, _ignore_interrupt)
         with MemFd.adopt(page_fd) as memory:
             page = ControlPage(memory.map(writable=True))
-        lifeline = stack.enter_context(socket.socket(fileno=lifeline_fd))
+        # Held, and nothing else: its owner is this process's group; see kill_group_on_close.
+        stack.enter_context(socket.socket(fileno=lifeline_fd))
         channel = BlockingChannel(socket.socket(fileno=channel_fd), supervisor)
         stack.callback(channel.close)
         try:
             with channel.receive() as message:
                 _, _, _, body = decode(message.payload, frozenset({Operation.SETTINGS}))
                 settings = pickle.loads(body)
-            # The settings are sent once this process leads a group: what it starts from now on dies with it.
-            kill_group_on_close(lifeline)
+            # They are sent once this process leads a group, so that what it starts from now on dies with it.
             apply_settings(settings)
             channel.send_bytes(encode(Operation.READY))
             _serve(channel, page)

@@ -39,11 +39,13 @@ class Zygote:
 
     Args:
       channel: Given up to the zygote.
+      lifeline: Held, and closed in the workers, which have their own.
       supervisor: The process that started this one, and will be the parent of the workers. Given up as well.
     """
 
-    def __init__(self, channel: BlockingChannel, supervisor: PidFd) -> None:
+    def __init__(self, channel: BlockingChannel, lifeline: socket.socket, supervisor: PidFd) -> None:
         self._channel = channel
+        self._lifeline = lifeline
         self._supervisor = supervisor
         self._environment: dict[str, str] = {}
 
@@ -114,6 +116,7 @@ class Zygote:
         # First of all: until then a supervisor that dies would leave it behind.
         die_with_parent(self._supervisor)
         self._channel.close()
+        self._lifeline.close()
         handles = message.handles
         birth = Birth(handles[:3], self._supervisor)
         del handles[:3]
@@ -207,26 +210,28 @@ def _update_environment(before: dict[str, str], now: dict[str, str]) -> None:
 
 
 def main() -> int:
-    """Run as the zygote on the two descriptors named on the command line; return the exit code."""
+    """Run as the zygote on the three descriptors named on the command line; return the exit code."""
     numbers = sys.argv[1:]
-    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+    if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
         print(
-            "usage: python -m fdpool.worker.zygote CHANNEL SUPERVISOR\n"
-            "The numbers of two inherited descriptors; fdpool.open_pool() starts the zygote this way.",
+            "usage: python -m fdpool.worker.zygote CHANNEL LIFELINE SUPERVISOR\n"
+            "The numbers of three inherited descriptors; fdpool.open_pool() starts the zygote this way.",
             file=sys.stderr,
         )
         return 2
     for number in map(int, numbers):
         # They had to survive one exec to get here; what a task executes must not get them.
         os.set_inheritable(number, False)
-    supervisor = PidFd.adopt(int(numbers[1]))
+    supervisor = PidFd.adopt(int(numbers[2]))
     die_with_parent(supervisor)
     name_process("fdpool-zygote")
     channel = BlockingChannel(socket.socket(fileno=int(numbers[0])), supervisor)
-    birth = Zygote(channel, supervisor).serve()
+    lifeline = socket.socket(fileno=int(numbers[1]))
+    birth = Zygote(channel, lifeline, supervisor).serve()
     if birth is not None:
         birth.live()
     channel.close()
+    lifeline.close()
     supervisor.close()
     return 0
 
