@@ -7,8 +7,10 @@ Run Python work in other Linux processes from trio, with any file descriptor as 
      pool                                     what a user opens
         |
      supervisor                               which processes, when, how many
+        |
+     life                                     one worker: what it says, how it is watched and ended
      ┌──┴───────────┐
-     process/      memory/                    one worker's life | objects as they travel: handles, buffers, pickles
+     process/      memory/                    starts and processes | objects as they travel: handles, buffers, pickles
      └──┬───────────┘
      channel  doorbell                        trio: waiting and cancelling
         |
@@ -44,6 +46,7 @@ _HOMES = {
     ),
     "memory.handles": ("give",),
     "pool": ("Pool", "open_pool"),
+    "protocol.limits": ("Limits",),
     "protocol.restart": ("Backoff", "Restart"),
     "protocol.strategy": ("Keep", "RestartGroup", "Strategy"),
     "transport": ("Message",),

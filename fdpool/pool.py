@@ -20,16 +20,20 @@ from fdpool.errors import (
     RemoteTraceback,
     WorkerDied,
 )
+from fdpool.life import Terms
 from fdpool.mapping import Results, open_results
 from fdpool.memory import functions
 from fdpool.memory.handles import close_given
 from fdpool.memory.pickling import Packed, pack, unpack, unpack_in_band
 from fdpool.process.launch import ExecLauncher
 from fdpool.process.settings import encode_settings, worker_settings
+from fdpool.process.vitals import CHECKS_PER_LIVENESS, dump_stacks
 from fdpool.process.zygote import Zygote, encode_setup
+from fdpool.protocol.ladder import Ladder
+from fdpool.protocol.limits import Limits
 from fdpool.protocol.restart import Restart
 from fdpool.protocol.tasks import HEADER_BYTES, REPORT_BEGUN, Operation, encode
-from fdpool.supervisor import Supervisor, Watch
+from fdpool.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -90,12 +94,13 @@ class _Call:
 class Pool:
     """Worker processes that run functions; made by `open_pool`. To be used from the trio thread that opened it."""
 
-    def __init__(self, size: int, watch: Watch, nursery: trio.Nursery, start: Start, preload: list[str]) -> None:
-        settings = worker_settings(functions.main_origin())
+    def __init__(self, size: int, terms: Terms, nursery: trio.Nursery, start: Start, preload: list[str]) -> None:
+        interval = None if terms.liveness is None else terms.liveness / (2 * CHECKS_PER_LIVENESS)
+        settings = worker_settings(functions.main_origin(), terms.limits, interval)
         launcher: Launcher = ExecLauncher()
         if start == "zygote":
-            launcher = Zygote(encode_setup(settings, preload), watch.restart, watch.ready_timeout)
-        self._supervisor = Supervisor(size, encode_settings(settings), watch, self, launcher)
+            launcher = Zygote(encode_setup(settings, preload), terms.restart, terms.ready_timeout)
+        self._supervisor = Supervisor(size, encode_settings(settings), terms, self, launcher)
         self._size = size
         self._numbers = count(1)
         self._running: dict[int, _Call] = {}
@@ -172,6 +177,25 @@ class Pool:
             raise TypeError("map_sync needs at least one iterable to draw arguments from")
         call = partial(self.run_sync, function)
         return open_results(call, zip(*iterables, strict=False), ordered=ordered, limit=limit)
+
+    async def dump_stacks(self) -> dict[int, str]:
+        """Return what each worker is doing, as the Python stacks of its threads, by pid.
+
+        Works while they run C code with the GIL held. The stacks are empty where a worker did not write them down
+        within a second: it is stopped, or a task has taken `SIGUSR2` for itself.
+
+        Cancellation: nothing happens to the workers.
+        """
+        await trio.lowlevel.checkpoint()
+        stacks: dict[int, str] = {}
+
+        async def dump(worker: WorkerProcess) -> None:
+            stacks[worker.pid] = await dump_stacks(worker)
+
+        async with trio.open_nursery() as nursery:
+            for worker in self._supervisor.workers:
+                nursery.start_soon(dump, worker)
+        return stacks
 
     @trio.lowlevel.enable_ki_protection
     async def _perform(self, name: str, packed: Packed) -> tuple[Operation, Message]:
@@ -307,7 +331,7 @@ class Pool:
                 call.fail(self._unavailable())
             elif call.number == begun:
                 close_given(call.packed.given)
-                call.fail(WorkerDied(status.pid, status.exitcode, status.signal, call.name))
+                call.fail(WorkerDied(status.pid, status.exitcode, status.signal, call.name, note=worker.complaint))
             elif self._idle:
                 self._dispatch(call, self._idle.pop())
             else:
@@ -331,6 +355,8 @@ async def open_pool(
     preload: Iterable[str] = (),
     restart: Restart | None = None,
     ready_timeout: float = 60.0,
+    liveness: float | None = None,
+    limits: Limits | None = None,
     grace_period: float = 1.0,
 ) -> AsyncIterator[Pool]:
     """Open a pool of worker processes.
@@ -345,11 +371,16 @@ async def open_pool(
       preload: The names of modules that the zygote loads, in this order, for all workers together.
       restart: When a worker that dies outside of any call is replaced, and when the pool gives up.
       ready_timeout: Seconds that a worker, or the zygote with all it preloads, may take to be ready.
-      grace_period: Seconds that running calls have to finish once the block has ended.
+      liveness: Seconds after which a worker that gives no sign of life is killed, with its stacks in the error. A
+          sign is that it runs any Python code, waiting in C with the GIL released included, or keeps a processor
+          busy, as long C calls do. Costs a thread in each worker. None: nobody looks.
+      limits: What the kernel lets each worker use.
+      grace_period: Seconds that running calls have to finish once the block has ended. Then they get SIGINT, SIGTERM
+          and SIGKILL, fractions of a second apart.
 
     Raises:
-      ValueError: *workers* is less than 1, *grace_period* negative, *ready_timeout* not positive, or something is
-          to be preloaded without a zygote.
+      ValueError: *workers* is less than 1, *grace_period* negative, *ready_timeout* or *liveness* not
+          positive, or something is to be preloaded without a zygote.
       TypeError: *preload* is one string.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
     """
@@ -365,20 +396,26 @@ async def open_pool(
     modules = list(preload)
     if modules and start == "exec":
         raise ValueError("start='exec' has no process that could preload anything: preload needs start='zygote'")
-    watch = Watch(Restart() if restart is None else restart, ready_timeout)
+    terms = Terms(
+        restart=Restart() if restart is None else restart,
+        ready_timeout=ready_timeout,
+        liveness=liveness,
+        limits=Limits() if limits is None else limits,
+        ladder=Ladder(drain=grace_period),
+    )
     if functions.is_loading_main:
         raise RuntimeError(
             "this pool is opened while a worker loads the script, to find a function in it: put the part that "
             "opens pools behind `if __name__ == '__main__':`"
         )
     async with open_background() as nursery:
-        pool = Pool(size, watch, nursery, start, modules)
+        pool = Pool(size, terms, nursery, start, modules)
         nursery.start_soon(pool._supervisor.run)
         try:
             yield pool
         finally:
             pool._refuse(lambda: trio.ClosedResourceError("the pool was closed"))
-            await pool._supervisor.stop(grace_period)
+            await pool._supervisor.stop()
 
 
 def _rebuild(type_name: str, text: str, trace: str, pickled: bytes) -> Exception:

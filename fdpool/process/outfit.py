@@ -10,7 +10,7 @@ from fdpool.channel import Channel
 from fdpool.kernel import MemFd, Seal
 from fdpool.kernel.process_control import kill_group_on_close
 from fdpool.process.worker_process import WorkerProcess
-from fdpool.protocol.page import PAGE_BYTES
+from fdpool.protocol.page import DUMP_BYTES, PAGE_BYTES
 
 if TYPE_CHECKING:
     from fdpool.kernel import HasFileno, PidFd
@@ -40,7 +40,7 @@ class Outfit:
             self._lifeline, self._worker_lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             on_failure.callback(self._lifeline.close)
             always.callback(self._worker_lifeline.close)
-            memory = always.enter_context(MemFd("fdpool-page", PAGE_BYTES))
+            memory = always.enter_context(MemFd("fdpool-page", PAGE_BYTES + DUMP_BYTES))
             memory.seal(Seal.SHRINK | Seal.GROW | Seal.SEAL)
             self._memory = memory.map(writable=True)
             on_failure.callback(self._memory.close)

@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from typing import TYPE_CHECKING
 
 from fdpool.protocol.tasks import Operation, encode
 
+if TYPE_CHECKING:
+    from fdpool.protocol.limits import Limits
 
-def worker_settings(main: tuple[str | None, str | None]) -> dict[str, object]:
+
+def worker_settings(
+    main: tuple[str | None, str | None], limits: Limits, beat_interval: float | None
+) -> dict[str, object]:
     """Return what `encode_settings` lays out.
 
     Args:
       main: How the running script is loaded again: by module name, by path, or not at all.
+      limits: What the kernel is to enforce on it.
+      beat_interval: How many seconds may pass between its signs of life; None if nobody looks for them.
     """
     module, path = main
     return {
@@ -21,6 +29,8 @@ def worker_settings(main: tuple[str | None, str | None]) -> dict[str, object]:
         "argv": sys.argv,
         "main_module": module,
         "main_path": None if path is None else os.path.abspath(path),
+        "limits": limits,
+        "beat_interval": beat_interval,
         "python_path": os.environ.get("PYTHONPATH"),
     }
 

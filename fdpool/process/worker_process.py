@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from fdpool.kernel import ExitStatus, PidFd
-from fdpool.protocol.page import ControlPage
+from fdpool.protocol.ladder import Step
+from fdpool.protocol.page import PAGE_BYTES, ControlPage
 from fdpool.protocol.tasks import Operation, encode
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class WorkerProcess:
       page: What it says about itself even when dead.
       is_condemned: Whether it was killed, and so must get no more work.
       answered_call: The number of the last call it answered; differs from `page.begun_call` while it runs one.
+      complaint: What was wrong with it before it was killed, in words, if anything.
       exited: Set once its exit status was collected, which is `status` then.
     """
 
@@ -41,6 +43,7 @@ class WorkerProcess:
         self._lifeline = lifeline
         self.is_condemned = False
         self.answered_call = 0
+        self.complaint = ""
         self.exited = trio.Event()
         self.status: ExitStatus | None = None
         self._pidfd = pidfd
@@ -67,7 +70,21 @@ class WorkerProcess:
     def kill(self) -> None:
         """Kill it now. Nothing happens if it has ended."""
         self.is_condemned = True
-        self._signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
+
+    def take_step(self, step: Step) -> None:
+        """Do what *step* of the way to its end asks for."""
+        self.is_condemned = True
+        if step is Step.DRAIN:
+            self.ask_to_stop()
+        elif step is Step.INTERRUPT:
+            self.send_signal(signal.SIGINT)
+        elif step is Step.TERMINATE:
+            self.send_signal(signal.SIGTERM)
+            # A stopped process takes a signal only once it goes on.
+            self.send_signal(signal.SIGCONT)
+        else:
+            self.kill()
 
     def ask_to_stop(self) -> None:
         """Ask it to exit as soon as it is idle; a worker that cannot even be asked is killed."""
@@ -94,7 +111,13 @@ class WorkerProcess:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def _signal(self, number: int) -> None:
+    def dumped(self) -> str:
+        """Return the stacks it has written down so far."""
+        text: bytes = self._memory[PAGE_BYTES:]
+        return text.partition(b"\0")[0].decode("utf-8", "replace")
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal. Nothing happens if it has ended."""
         if self.status is None:
             with suppress(ProcessLookupError):
                 self._pidfd.send_signal(number)

@@ -90,6 +90,10 @@ class Lifecycle:
     def __init__(self) -> None:
         self.state = State.EXITED
 
+    def allows(self, event: Event) -> bool:
+        """Whether *event* can happen now."""
+        return (self.state, event) in TRANSITIONS
+
     def on(self, event: Event) -> State:
         """Take in what happened; return the new state.
 

@@ -21,7 +21,9 @@ from fdpool.memory.pickling import Packed, pack, pack_in_band, unpack
 from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, Operation, decode, encode
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
+from fdpool.worker.limits import apply_limits, note_limit
 from fdpool.worker.main_module import load_main
+from fdpool.worker.vitals import answer_dump_signal, start_beating
 
 if TYPE_CHECKING:
     from fdpool.transport import Message
@@ -40,8 +42,10 @@ def run_worker(channel_fd: int, page_fd: int, lifeline_fd: int, supervisor_fd: i
         name_process("fdpool-worker")
         # A handler instead of SIG_IGN: that one would be inherited by every program a task executes.
         signal.signal(signal.SIGINT, _ignore_interrupt)
-        with MemFd.adopt(page_fd) as memory:
-            page = ControlPage(memory.map(writable=True))
+        memory = stack.enter_context(MemFd.adopt(page_fd))
+        page = ControlPage(memory.map(writable=True))
+        answer_dump_signal(memory)
+        page.answers_dumps = True
         # Held, and nothing else: its owner is this process's group; see kill_group_on_close.
         stack.enter_context(socket.socket(fileno=lifeline_fd))
         channel = BlockingChannel(socket.socket(fileno=channel_fd), supervisor)
@@ -52,6 +56,9 @@ def run_worker(channel_fd: int, page_fd: int, lifeline_fd: int, supervisor_fd: i
                 settings = pickle.loads(body)
             # They are sent once this process leads a group, so that what it starts from now on dies with it.
             apply_settings(settings)
+            apply_limits(settings["limits"])
+            if settings["beat_interval"] is not None:
+                start_beating(page, settings["beat_interval"])
             channel.send_bytes(encode(Operation.READY))
             _serve(channel, page)
         except SupervisorGone:
@@ -123,6 +130,7 @@ def _run(body: memoryview, message: Message, remains: list[object]) -> tuple[Ope
 
 def _pack_error(error: BaseException) -> Packed:
     """Pack an exception as text and, where it can be pickled, as itself."""
+    note_limit(error)
     kind = type(error)
     own_frames = error.__traceback__ and error.__traceback__.tb_next
     trace = "".join(traceback.format_exception(kind, error, own_frames))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import sys
@@ -214,3 +217,53 @@ def numpy_random_number() -> float:
     import numpy as np
 
     return float(np.random.random())
+
+
+def ring_and_wait(event: EventFd, leave: EventFd) -> str:
+    with event, leave:
+        event.write()
+        select.select([leave], [], [])
+    return "left"
+
+
+def ring_when_terminated(event: EventFd) -> NoReturn:
+    """Ring once when the task runs, and seven times when SIGTERM comes."""
+
+    def terminated(_number: int, _frame: object) -> NoReturn:
+        event.write(7)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, terminated)
+    event.write()
+    while True:
+        signal.pause()
+
+
+def ring_and_be_deaf(event: EventFd) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ring_and_hang(event)
+
+
+def ring_and_wait_with_the_gil(event: EventFd) -> None:
+    with event:
+        event.write()
+    # A deadlock in C: a mutex, which all zeros is, that is locked twice. PyDLL keeps the GIL where CDLL lets go of it.
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+def open_many_files() -> None:
+    with contextlib.ExitStack() as files:
+        for _ in range(100):
+            files.enter_context(open("/dev/null", "rb"))
+    raise AssertionError("100 could be opened")
+
+
+def use_memory() -> None:
+    raise AssertionError(f"{len(bytearray(512 << 20))} bytes were there")
+
+
+def write_a_file() -> None:
+    with MemFd.from_bytes(bytes(2 << 20)) as memfd:
+        raise AssertionError(f"{memfd.size} bytes were written")
