@@ -37,6 +37,9 @@ ALLOWED: dict[str, set[str]] = {
         "protocol",
         "errors",
     },
+    "doctor": {"kernel", "errors"},
+    "cli": {"doctor"},
+    "__main__": {"cli"},
     "worker": {"transport", "memory", "kernel", "protocol", "errors"},
 }
 # Parts that a worker loads, where trio may only be imported inside a function.
