@@ -171,10 +171,19 @@ class Life:
     async def _listen(self) -> None:
         while True:
             with self._bad_messages():
-                self._hear(await self.worker.channel.receive())
+                try:
+                    message = await self.worker.channel.receive()
+                except FdLimitError:
+                    raise
+                except OSError as exc:
+                    # No memory, most likely. What it says is lost, and so is it; the others may be luckier.
+                    self.worker.complaint = f"what it says cannot be received: {exc}"
+                    self.kill()
+                    await trio.sleep_forever()
+                self._hear(message)
 
     def _listen_nowait(self) -> None:
-        with suppress(trio.WouldBlock):
+        with suppress(trio.WouldBlock, OSError):
             while True:
                 with self._bad_messages():
                     self._hear(self.worker.channel.receive_nowait())

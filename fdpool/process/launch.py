@@ -53,10 +53,9 @@ class ExecLauncher:
 
     async def launch(self, settings: bytes) -> WorkerProcess:
         """Start a worker. It inherits what it is born with, a pidfd of this process, and nothing else."""
-        await trio.lowlevel.checkpoint()
         with Outfit() as outfit, PidFd.current() as supervisor:
             # Waiting there when it wakes up: it is in a process group of its own from the start.
-            outfit.channel.send_nowait(settings)
+            await outfit.channel.send(settings)
             pid, pidfd = start_interpreter("fdpool.worker", *outfit.handles, supervisor)
             return outfit.into_worker(pidfd, pid)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -95,9 +94,18 @@ class Zygote:
                     continue
                 pid, pidfd = born
                 worker = outfit.into_worker(pidfd, pid)
-            # It waits for this before it does anything: only now it is in a process group of its own.
-            with suppress(trio.BrokenResourceError):
-                worker.channel.send_nowait(settings)
+            try:
+                # It waits for this before it does anything: only now it is in a process group of its own.
+                await worker.channel.send(settings)
+            except trio.BrokenResourceError:
+                # It is dead already, which whoever attends to it will learn.
+                pass
+            except BaseException:
+                worker.kill()
+                with trio.CancelScope(shield=True):
+                    await worker.wait_exit()
+                worker.close()
+                raise
             return worker
 
     async def _wait_loaded(self) -> ZygoteProcess:

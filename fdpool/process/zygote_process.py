@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -64,7 +65,11 @@ class ZygoteProcess:
             always.callback(lifeline.close)
             on_failure.callback(self._lifeline.close)
             supervisor = always.enter_context(PidFd.current())
-            self._channel.send_nowait(setup)
+            try:
+                self._channel.send_nowait(setup)
+            except trio.WouldBlock:
+                # The queue is empty, so what is missing is memory; whoever starts the zygote tries again later.
+                raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
             self.pid, self._pidfd = start_interpreter("fdpool.worker.zygote", theirs, lifeline, supervisor)
             tie(lifeline, self.pid)
             on_failure.pop_all()
@@ -136,12 +141,16 @@ class ZygoteProcess:
                 self._lost_pidfd(exc)
             except RemoteProtocolError as exc:
                 self._distrust(exc)
+            except OSError as exc:
+                self.loading = f"something, and it cannot be received what: {exc}"
+                self._pidfd.send_signal(signal.SIGKILL)
+                await trio.sleep_forever()
             else:
                 self._hear(message)
 
     def _listen_nowait(self) -> None:
         """Take in what it said before it ended: workers it forked have lives of their own."""
-        with suppress(trio.WouldBlock):
+        with suppress(trio.WouldBlock, OSError):
             while True:
                 try:
                     message = self._channel.receive_nowait()
