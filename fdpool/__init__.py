@@ -7,8 +7,10 @@ Run Python work in other Linux processes from trio, with any file descriptor as 
      pool                                     what a user opens
         |
      supervisor                               which processes, when, how many
+        |
+     life                                     one worker: what it says, how it is watched and ended
      ┌──┴───────────┐
-     process/      memory/                    one worker's life | objects as they travel: handles, buffers, pickles
+     process/      memory/                    starts and processes | objects as they travel: handles, buffers, pickles
      └──┬───────────┘
      channel  connection  doorbell            trio: waiting and cancelling
         |
@@ -47,10 +49,13 @@ _HOMES = {
         "UnexpectedFds",
         "WorkerDied",
         "WorkerStartError",
+        "ZygoteError",
     ),
     "memory.handles": ("give",),
     "pool": ("Pool", "open_pool"),
+    "protocol.limits": ("Limits",),
     "protocol.restart": ("Backoff", "Restart"),
+    "protocol.strategy": ("Keep", "RestartGroup", "Strategy"),
     "transport": ("Message",),
     "kernel": (
         "ControlBuffer",

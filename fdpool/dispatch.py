@@ -296,7 +296,12 @@ class Dispatcher:
             message.close()
             return
         self._answered(seat, call)
-        call.finish(operation, message)
+        if self._unavailable is not None and worker.page.cancelled_call == number and not call.is_abandoned:
+            # It was interrupted because the pool is closing, and not on its caller's behalf.
+            message.close()
+            call.fail(self._unavailable())
+        else:
+            call.finish(operation, message)
         self._release(seat)
 
     def worker_lost_handles(self, worker: WorkerProcess, number: int, error: FdLimitError) -> None:
@@ -397,4 +402,5 @@ class Dispatcher:
         if self._unavailable is not None:
             return self._unavailable()
         ran_for = trio.current_time() - seat.since
-        return WorkerDied(status.pid, status.exitcode, status.signal, call.name, ran_for=ran_for)
+        note = seat.worker.complaint
+        return WorkerDied(status.pid, status.exitcode, status.signal, call.name, ran_for=ran_for, note=note)

@@ -118,6 +118,7 @@ class WorkerDied(Exception):  # noqa: N818 - the name users know it by
       task: The qualified name of the function it was running.
       stderr_tail: The last lines it wrote to its captured stderr; empty where stderr is not captured.
       ran_for: For how many seconds the call had been on that worker.
+      note: What was wrong with the worker before it was killed, with its stacks, if it was killed from here.
     """
 
     def __init__(
@@ -128,18 +129,21 @@ class WorkerDied(Exception):  # noqa: N818 - the name users know it by
         task: str,
         stderr_tail: str = "",
         ran_for: float | None = None,
+        note: str = "",
     ) -> None:
-        super().__init__(pid, exitcode, signal, task, stderr_tail, ran_for)
+        super().__init__(pid, exitcode, signal, task, stderr_tail, ran_for, note)
         self.pid = pid
         self.exitcode = exitcode
         self.signal = signal
         self.task = task
         self.stderr_tail = stderr_tail
         self.ran_for = ran_for
+        self.note = note
 
     def __str__(self) -> str:
+        note = f" ({self.note})" if self.note else ""
         tail = f"; its last words:\n{self.stderr_tail}" if self.stderr_tail else ""
-        return f"worker {self.pid} {describe_exit(self.exitcode, self.signal)} while running {self.task}{tail}"
+        return f"worker {self.pid} {describe_exit(self.exitcode, self.signal)} while running {self.task}{note}{tail}"
 
 
 class TaskCancelled(BaseException):
@@ -152,6 +156,21 @@ class TaskCancelled(BaseException):
 
 class WorkerStartError(Exception):
     """A worker could not be started, or ended before it was ready."""
+
+
+class ZygoteError(WorkerStartError):
+    """No worker can be started any more: preloading failed or started threads, or the zygote kept dying.
+
+    Attributes:
+      exits: What ended the last zygotes, oldest first.
+    """
+
+    def __init__(self, message: str, exits: Sequence[str] = ()) -> None:
+        super().__init__(message, tuple(exits))
+        self.exits = tuple(exits)
+
+    def __str__(self) -> str:
+        return "\n  ".join((self.args[0], *self.exits))
 
 
 class PoolBroken(Exception):  # noqa: N818 - the name users know it by

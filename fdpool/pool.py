@@ -5,18 +5,24 @@ from __future__ import annotations
 import inspect
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import trio
 
 from fdpool.background import open_background
 from fdpool.calls import Call, CallOptions, name_of
 from fdpool.dispatch import Dispatcher
+from fdpool.life import Terms
 from fdpool.mapping import MapOptions, Results, open_results
 from fdpool.memory import functions
 from fdpool.memory.pickling import Packed, pack, pack_in_band
 from fdpool.process.cpus import default_workers
-from fdpool.process.settings import encode_settings
+from fdpool.process.launch import ExecLauncher
+from fdpool.process.settings import encode_settings, worker_settings
+from fdpool.process.vitals import CHECKS_PER_LIVENESS, dump_stacks
+from fdpool.process.zygote import Zygote, encode_setup
+from fdpool.protocol.ladder import Ladder
+from fdpool.protocol.limits import Limits
 from fdpool.protocol.restart import Restart
 from fdpool.supervisor import Supervisor
 
@@ -25,14 +31,18 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from fdpool.calls import OnCancel
+    from fdpool.process.launch import Launcher
+    from fdpool.process.worker_process import WorkerProcess
 
 T = TypeVar("T")
+Start = Literal["zygote", "exec"]
 
 
 class Pool:
     """Worker processes that run functions; made by `open_pool`. To be used from the trio thread that opened it."""
 
-    def __init__(self, dispatcher: Dispatcher, size: int, options: CallOptions) -> None:
+    def __init__(self, supervisor: Supervisor, dispatcher: Dispatcher, size: int, options: CallOptions) -> None:
+        self._supervisor = supervisor
         self._dispatcher = dispatcher
         self._size = size
         self._options = options
@@ -54,7 +64,7 @@ class Pool:
         """
         given = {"on_cancel": on_cancel, "grace_period": grace_period, "retries": retries}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return Pool(self._dispatcher, self._size, replace(self._options, **changes))
+        return Pool(self._supervisor, self._dispatcher, self._size, replace(self._options, **changes))
 
     async def run_sync(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call `function(*args, **kwargs)` in a worker, and return what it returns.
@@ -161,6 +171,25 @@ class Pool:
         options = MapOptions(self._size, ordered, chunksize, buffer, return_exceptions, progress)
         return open_results(options, self.run_sync, function, iterables)
 
+    async def dump_stacks(self) -> dict[int, str]:
+        """Return what each worker is doing, as the Python stacks of its threads, by pid.
+
+        Works while they run C code with the GIL held. The stacks are empty where a worker did not write them down
+        within a second: it is stopped, or a task has taken `SIGUSR2` for itself.
+
+        Cancellation: nothing happens to the workers.
+        """
+        await trio.lowlevel.checkpoint()
+        stacks: dict[int, str] = {}
+
+        async def dump(worker: WorkerProcess) -> None:
+            stacks[worker.pid] = await dump_stacks(worker)
+
+        async with trio.open_nursery() as nursery:
+            for worker in self._supervisor.workers:
+                nursery.start_soon(dump, worker)
+        return stacks
+
     @trio.lowlevel.enable_ki_protection
     async def _perform(self, name: str, packed: Packed, begins: Callable[[], bool] | None, is_async: bool) -> Call:
         """Have a call run, and return it when it is done."""
@@ -182,10 +211,15 @@ class Pool:
 async def open_pool(
     workers: int | None = None,
     *,
+    start: Start = "zygote",
+    preload: Iterable[str] = (),
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
     max_tasks_per_worker: int | None = None,
     restart: Restart | None = None,
+    ready_timeout: float = 60.0,
+    liveness: float | None = None,
+    limits: Limits | None = None,
     on_cancel: OnCancel = "interrupt",
     grace_period: float = 1.0,
 ) -> AsyncIterator[Pool]:
@@ -196,16 +230,27 @@ async def open_pool(
 
     Args:
       workers: How many processes; as many as this one has processors to run on by default.
+      start: How a worker is made. "zygote": by fork from a process that has loaded everything, which takes
+          milliseconds. "exec": as a fresh interpreter.
+      preload: The names of modules that the zygote loads, in this order, for all workers together.
       initializer: Called in each worker before its first call, with *initargs*. If it raises, the worker counts as
           one that died before it was ready.
       initargs: Arguments for *initializer*.
       max_tasks_per_worker: After how many calls a worker is replaced by a new one; never by default.
       restart: When a worker that dies outside of any call is replaced, and when the pool gives up.
+      ready_timeout: Seconds that a worker, or the zygote with all it preloads, may take to be ready.
+      liveness: Seconds after which a worker that gives no sign of life is killed, with its stacks in the error. A
+          sign is that it runs any Python code, waiting in C with the GIL released included, or keeps a processor
+          busy, as long C calls do. Costs a thread in each worker. None: nobody looks.
+      limits: What the kernel lets each worker use.
       on_cancel: What cancelling a call that runs does to it; see `Pool.options`.
-      grace_period: Seconds that a call has to end when it is interrupted, or when the pool is closed.
+      grace_period: Seconds that a call has to end when it is interrupted, or when the pool is closed. Workers that
+          still run then get SIGINT, SIGTERM and SIGKILL, fractions of a second apart.
 
     Raises:
-      ValueError: *workers* or *max_tasks_per_worker* is less than 1, *grace_period* negative, *on_cancel* unknown.
+      ValueError: *workers* or *max_tasks_per_worker* is less than 1, *grace_period* negative, *ready_timeout* or
+          *liveness* not positive, *on_cancel* or *start* unknown, or something is to be preloaded without a zygote.
+      TypeError: *preload* is one string.
       Exception: whatever pickling *initializer* and *initargs* raises.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
     """
@@ -215,6 +260,20 @@ async def open_pool(
     if max_tasks_per_worker is not None and max_tasks_per_worker < 1:
         raise ValueError(f"max_tasks_per_worker is {max_tasks_per_worker}: a worker runs at least 1 call")
     options = CallOptions(on_cancel, grace_period)
+    if start not in ("zygote", "exec"):
+        raise ValueError(f"start is {start!r}, not 'zygote' or 'exec'")
+    if isinstance(preload, str):
+        raise TypeError(f"preload is the string {preload!r}: it takes a list of module names")
+    modules = list(preload)
+    if modules and start == "exec":
+        raise ValueError("start='exec' has no process that could preload anything: preload needs start='zygote'")
+    terms = Terms(
+        restart=Restart() if restart is None else restart,
+        ready_timeout=ready_timeout,
+        liveness=liveness,
+        limits=Limits() if limits is None else limits,
+        ladder=Ladder(drain=grace_period),
+    )
     if functions.is_loading_main:
         raise RuntimeError(
             "this pool is opened while a worker loads the script, to find a function in it: put the part that "
@@ -223,11 +282,15 @@ async def open_pool(
     async with open_background() as nursery:
         dispatcher = Dispatcher(nursery, grace_period, max_tasks_per_worker)
         prepared = None if initializer is None else pack_in_band((initializer, initargs))
-        settings = encode_settings(functions.main_origin(), prepared)
-        supervisor = Supervisor(size, settings, Restart() if restart is None else restart, dispatcher)
+        beat_interval = None if liveness is None else liveness / (2 * CHECKS_PER_LIVENESS)
+        settings = worker_settings(functions.main_origin(), prepared, terms.limits, beat_interval)
+        launcher: Launcher = ExecLauncher()
+        if start == "zygote":
+            launcher = Zygote(encode_setup(settings, modules), terms.restart, ready_timeout)
+        supervisor = Supervisor(size, encode_settings(settings), terms, dispatcher, launcher)
         nursery.start_soon(supervisor.run)
         try:
-            yield Pool(dispatcher, size, options)
+            yield Pool(supervisor, dispatcher, size, options)
         finally:
             dispatcher.refuse(lambda: trio.ClosedResourceError("the pool was closed"))
-            await supervisor.stop(grace_period)
+            await supervisor.stop()

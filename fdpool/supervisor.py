@@ -3,229 +3,136 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
-from fdpool.errors import FdLimitError, RemoteProtocolError, WorkerStartError
-from fdpool.process.launch import launch_worker
-from fdpool.protocol.restart import Restart, RestartHistory
-from fdpool.protocol.tasks import FROM_WORKER, Operation, decode
+from fdpool.errors import WorkerStartError, ZygoteError
+from fdpool.life import Employer, Life, Terms
+from fdpool.protocol.lifecycle import Event, Lifecycle, State
+from fdpool.protocol.restart import RestartHistory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from fdpool.kernel import ExitStatus
+    from fdpool.process.launch import Launcher
     from fdpool.process.worker_process import WorkerProcess
-    from fdpool.transport import Message
-
-
-class Employer(Protocol):
-    """Who gives the workers work. All of it is called from the supervisor's tasks, and none of it may wait."""
-
-    def worker_ready(self, worker: WorkerProcess) -> None:
-        """*worker* waits for its first call."""
-
-    def worker_said(self, worker: WorkerProcess, operation: Operation, call: int, message: Message) -> None:
-        """*worker* sent a message, whose handles are the employer's to close.
-
-        Raises:
-          RemoteProtocolError: it had no business to say that.
-        """
-
-    def worker_lost_handles(self, worker: WorkerProcess, call: int, error: FdLimitError) -> None:
-        """The answer to *call* came without its handles, for which this process has no room."""
-
-    def worker_misbehaved(self, worker: WorkerProcess, error: RemoteProtocolError) -> None:
-        """*worker* broke the rules, and is killed for it."""
-
-    def worker_exited(self, worker: WorkerProcess, status: ExitStatus) -> bool:
-        """*worker* has ended; return whether a call had begun on it, whose fault its end then is."""
-
-    def supervisor_gave_up(self, message: str, exits: list[str]) -> None:
-        """Workers died more often than the policy allows, *exits* being the last; there will be no more."""
 
 
 class Supervisor:
-    """Keeps a number of workers running. Learns every death from a pidfd.
+    """Keeps a number of workers running, each in a place of its own. Learns every death from a pidfd.
 
     Args:
       size: How many workers there should be.
       settings: What each is told first; see `encode_settings`.
-      restart: When to replace one that died outside a call, and when to give up.
+      terms: What they are held to.
       employer: Who gives them work.
-      launch: What starts one; the seam for tests.
+      launcher: What starts one; the seam for tests.
     """
 
-    def __init__(
-        self,
-        size: int,
-        settings: bytes,
-        restart: Restart,
-        employer: Employer,
-        launch: Callable[[bytes], WorkerProcess] = launch_worker,
-    ) -> None:
-        self.workers: set[WorkerProcess] = set()
-        self._size = size
+    def __init__(self, size: int, settings: bytes, terms: Terms, employer: Employer, launcher: Launcher) -> None:
+        self._places = [_Place(terms) for _ in range(size)]
         self._settings = settings
-        self._restart = restart
+        self._terms = terms
         self._employer = employer
-        self._launch = launch
+        self._launcher = launcher
         self._stopping = trio.Event()
+
+    @property
+    def workers(self) -> list[WorkerProcess]:
+        """The workers that have a process."""
+        return [life.worker for life in self._lives()]
+
+    @property
+    def states(self) -> list[State]:
+        """Where each place stands."""
+        return [place.lifecycle.state for place in self._places]
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Keep the workers running until `stop`, or until cancelled, which kills them. None is left afterwards."""
-        async with trio.open_nursery() as nursery:
-            for _ in range(self._size):
-                nursery.start_soon(self._fill_place)
+        async with trio.open_nursery() as background:
+            background.start_soon(self._launcher.run)
+            async with trio.open_nursery() as nursery:
+                for place in self._places:
+                    nursery.start_soon(self._fill, place)
+            background.cancel_scope.cancel()
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Have every worker exit once idle, kill those that have not after *grace_seconds*, wait for all.
+    async def stop(self) -> None:
+        """Take all workers down side by side, step by step as the terms say; wait until none is left.
 
         Cancellation: kills what is left at once, and still waits until it is gone.
         """
         self._stopping.set()
-        for worker in self.workers:
-            worker.ask_to_stop()
-        try:
-            with trio.move_on_after(grace_seconds):
-                await self._wait_all_exited()
-        finally:
-            for worker in self.workers:
-                worker.kill()
-            with trio.CancelScope(shield=True):
-                await self._wait_all_exited()
+        async with trio.open_nursery() as nursery:
+            for life in self._lives():
+                nursery.start_soon(life.end, self._terms.ladder)
 
-    async def _wait_all_exited(self) -> None:
-        for worker in list(self.workers):
-            await worker.exited.wait()
+    def _lives(self) -> list[Life]:
+        return [place.life for place in self._places if place.life is not None]
 
-    async def _fill_place(self) -> None:
+    async def _fill(self, place: _Place) -> None:
         """Keep one worker running, one after the other."""
-        history = RestartHistory(self._restart)
-        exits: deque[str] = deque(maxlen=self._restart.intensity + 1)
         while not self._stopping.is_set():
-            ready_for, in_call = 0.0, False
             try:
-                worker = self._launch(self._settings)
-            except (OSError, WorkerStartError) as exc:
-                exits.append(f"could not be started: {exc}")
-            else:
-                life = _Life(worker, self._employer)
-                self.workers.add(worker)
-                try:
-                    in_call = await life.attend()
-                finally:
-                    self.workers.discard(worker)
-                ready_for = life.ready_for()
-                exits.append(life.last_words())
+                ready_for, in_call = await self._live_once(place)
+            except ZygoteError as exc:
+                place.lifecycle.on(Event.GIVE_UP)
+                self._give_up(f"no worker can be started: {exc.args[0]}", list(exc.exits))
+                return
             if in_call or self._stopping.is_set():
                 continue
-            wait = history.record_death(trio.current_time(), ready_for=ready_for)
+            wait = place.history.record_death(trio.current_time(), ready_for=ready_for)
             if wait is None:
-                self._give_up(list(exits))
-                break
+                place.lifecycle.on(Event.GIVE_UP)
+                self._give_up(place.story(), list(place.exits))
+                return
+            place.lifecycle.on(Event.PAUSE)
             with trio.move_on_after(wait):
                 await self._stopping.wait()
+                place.lifecycle.on(Event.DRAIN)
 
-    def _give_up(self, exits: list[str]) -> None:
+    async def _live_once(self, place: _Place) -> tuple[float, bool]:
+        """Start a worker and see it through; return how long it was ready, and whether it ended in a call."""
+        place.lifecycle.on(Event.START)
+        try:
+            worker = await self._launcher.launch(self._settings)
+        except BaseException as exc:
+            place.lifecycle.on(Event.EXIT)
+            if isinstance(exc, ZygoteError) or not isinstance(exc, OSError | WorkerStartError):
+                raise
+            place.exits.append(f"could not be started: {exc}")
+            return 0.0, False
+        life = place.life = Life(worker, self._employer, self._terms, place.lifecycle)
+        try:
+            in_call = await life.attend()
+        finally:
+            place.life = None
+        place.exits.append(life.last_words())
+        return life.ready_for(), in_call
+
+    def _give_up(self, message: str, exits: list[str]) -> None:
+        if self._stopping.is_set():
+            return
         self._stopping.set()
-        policy = self._restart
-        message = (
-            f"a worker died {len(exits)} times within {policy.period:g} seconds outside of any call, and the restart "
-            f"policy allows {policy.intensity}; the last times, it"
-        )
-        for worker in self.workers:
-            worker.kill()
+        for life in self._lives():
+            life.kill()
         self._employer.supervisor_gave_up(message, exits)
 
 
-class _Life:
-    """One worker from its start to its end."""
+class _Place:
+    """Where one worker lives after another."""
 
-    def __init__(self, worker: WorkerProcess, employer: Employer) -> None:
-        self._worker = worker
-        self._employer = employer
-        self._ready_at: float | None = None
-        self._complaint = ""
+    __slots__ = ("exits", "history", "life", "lifecycle")
 
-    def ready_for(self) -> float:
-        """How many seconds it has been ready."""
-        return 0.0 if self._ready_at is None else trio.current_time() - self._ready_at
+    def __init__(self, terms: Terms) -> None:
+        self.lifecycle = Lifecycle()
+        self.history = RestartHistory(terms.restart)
+        self.exits: deque[str] = deque(maxlen=terms.restart.intensity + 1)
+        self.life: Life | None = None
 
-    def last_words(self) -> str:
-        """How it ended, in words."""
-        when = "before it was ready" if self._ready_at is None else "while it was idle"
-        return f"{self._worker.status} {when}{f': {self._complaint}' if self._complaint else ''}"
-
-    async def attend(self) -> bool:
-        """Pass on what it says until it has ended; return whether a call had begun.
-
-        Cancellation: it is killed, and waited for.
-        """
-        worker = self._worker
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._listen)
-                await worker.wait_exit()
-                nursery.cancel_scope.cancel()
-        finally:
-            if worker.status is None:
-                worker.kill()
-                with trio.CancelScope(shield=True):
-                    await worker.wait_exit()
-            # What it sent before its end is still in the queue, and counts.
-            self._listen_nowait()
-            assert worker.status is not None
-            in_call = self._employer.worker_exited(worker, worker.status)
-            worker.close()
-        return in_call
-
-    async def _listen(self) -> None:
-        while True:
-            # One message for each time it is readable: looking for another would most often be in vain.
-            await self._worker.channel.wait_readable()
-            try:
-                with self._bad_messages():
-                    self._hear(self._worker.channel.receive_nowait())
-            except trio.WouldBlock:
-                continue
-
-    def _listen_nowait(self) -> None:
-        with suppress(trio.WouldBlock):
-            while True:
-                with self._bad_messages():
-                    self._hear(self._worker.channel.receive_nowait())
-
-    def _hear(self, message: Message) -> None:
-        try:
-            operation, _, call, body = decode(message.payload, FROM_WORKER)
-        except RemoteProtocolError:
-            message.close()
-            raise
-        if operation is Operation.READY:
-            message.close()
-            self._ready_at = trio.current_time()
-            self._employer.worker_ready(self._worker)
-        elif operation is Operation.NOT_READY:
-            message.close()
-            self._complaint = str(body, "utf-8", "replace")
-        else:
-            self._employer.worker_said(self._worker, operation, call, message)
-
-    @contextmanager
-    def _bad_messages(self) -> Iterator[None]:
-        """Report a message that lost its handles; end the life of a worker whose message is malformed."""
-        try:
-            try:
-                yield
-            except FdLimitError as exc:
-                _, _, call, _ = decode(exc.data, FROM_WORKER)
-                self._employer.worker_lost_handles(self._worker, call, exc)
-        except RemoteProtocolError as exc:
-            # Whoever breaks the rules once cannot be believed again.
-            self._complaint = str(exc)
-            self._worker.kill()
-            self._employer.worker_misbehaved(self._worker, exc)
+    def story(self) -> str:
+        """Say what was too much."""
+        policy = self.history.policy
+        return (
+            f"a worker died {len(self.exits)} times within {policy.period:g} seconds outside of any call, and the "
+            f"restart policy allows {policy.intensity}; the last times, it"
+        )

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
+@pytest.fixture(autouse=True, params=["exec", "zygote"])
+def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run every test with workers made in either way."""
+    made: str = request.param
+    monkeypatch.setitem(open_pool.__wrapped__.__kwdefaults__, "start", made)
+    return made
+
+
 @pytest.fixture
 async def pool() -> AsyncIterator[Pool]:
     with trio.fail_after(60):
@@ -448,16 +456,19 @@ async def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any
             pass
 
 
-async def test_workers_that_cannot_start_break_the_pool_with_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_that_cannot_start_break_the_pool_with_the_reasons(
+    start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     patience = fdpool.Restart(intensity=2, backoff=fdpool.Backoff(first=0.01))
     with trio.fail_after(60):
         async with open_pool(1, restart=patience) as pool:
             for _ in range(2):
-                with pytest.raises(PoolBroken, match="died 3 times within 10 seconds outside of any call") as caught:
+                with pytest.raises(PoolBroken, match="died 3 times within 10 seconds") as caught:
                     await pool.run_sync(tasks.pid)
                 assert len(caught.value.exits) == 3
-                assert "exited with code 1 before it was ready" in str(caught.value)
+                early = {"exec": "before it was ready", "zygote": "while it loaded the interpreter"}[start]
+                assert f"exited with code 1 {early}" in str(caught.value)
 
 
 async def test_an_interpreter_that_is_not_there_breaks_the_pool_with_the_reason(

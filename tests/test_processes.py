@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import signal
 import subprocess
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fdpool.kernel import PidFd
+from tests.support.leaks import living_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+STARTS = ["exec", "zygote"]
+RACE_SECONDS = float(os.environ.get("FDPOOL_RACE_SECONDS", "1"))
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = PROGRAMS.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
@@ -106,25 +110,60 @@ def test_a_script_on_standard_input_without_cloudpickle_is_told_what_to_install(
     assert "pip install 'fdpool[cloudpickle]'" in result.stderr
 
 
-@pytest.mark.parametrize("how", ["idle", "sleep", "spin"])
-def test_no_worker_outlives_a_supervisor_that_is_killed(start: Starter, how: str) -> None:
-    supervisor = start(str(PROGRAMS / "supervise.py"), how)
+HOW = [
+    *(pytest.param(how, start, id=f"{how}-{start}") for how in ("idle", "sleep", "spin", "spawn") for start in STARTS),
+    pytest.param("no zygote", "zygote", id="zygote killed first"),
+]
+
+
+@pytest.mark.parametrize(("how", "made"), HOW)
+def test_no_process_outlives_a_supervisor_that_is_killed(start: Starter, how: str, made: str) -> None:
+    supervisor = start(str(PROGRAMS / "supervise.py"), how, made)
     workers = workers_of(supervisor)
     supervisor.kill()
     # The promise is 100 ms; the bound leaves room for a machine that does something else just now.
     assert seconds_until_gone(workers) < 5
+    wait_all_gone(supervisor)
 
 
-def test_no_worker_outlives_a_supervisor_killed_at_any_moment(start: Starter) -> None:
-    for delay in range(0, 200, 20):
-        supervisor = start(str(PROGRAMS / "supervise.py"), "sleep")
+@pytest.mark.parametrize("made", STARTS)
+def test_no_process_outlives_a_supervisor_killed_at_any_moment(start: Starter, made: str) -> None:
+    until = time.monotonic() + RACE_SECONDS
+    while time.monotonic() < until:
+        supervisor = start(str(PROGRAMS / "supervise.py"), "spawn", made)
         assert supervisor.stdout is not None
         # Not a wait for anything: the moment is what is being varied.
-        select.select([supervisor.stdout], [], [], delay / 1000)
+        select.select([], [], [], random.uniform(0, 0.4))
         supervisor.kill()
-        # Every worker holds the other end of this pipe: it ends when the last of them has.
-        assert select.select([supervisor.stdout], [], [], 30)[0]
-        supervisor.communicate(timeout=30)
+        wait_all_gone(supervisor)
+
+
+def wait_all_gone(supervisor: subprocess.Popen[str]) -> None:
+    """Wait for the end of the pipe that the supervisor's zygote, its workers and what they started all hold."""
+    assert supervisor.stdout is not None
+    poll = select.poll()
+    poll.register(supervisor.stdout, 0)
+    assert poll.poll(5000), "something that the supervisor started is still there"
+    supervisor.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("made", STARTS)
+def test_what_a_task_started_ends_with_its_worker(start: Starter, made: str) -> None:
+    supervisor = start(str(PROGRAMS / "supervise.py"), "spawn", made)
+    first, second = workers_of(supervisor)
+    groups = [first.pid, second.pid]
+    first.send_signal(signal.SIGKILL)
+    # Its WorkerDied ends the program, and so the other worker.
+    seconds_until_gone([first, second])
+    for group in groups:
+        wait_group_gone(group)
+
+
+def wait_group_gone(group: int) -> None:
+    """Wait until nobody of the process group runs: its members have no common handle to wait on."""
+    deadline = time.monotonic() + 5
+    while members := living_group(group):
+        assert time.monotonic() < deadline, f"still there: {members}"
 
 
 def test_ctrl_c_ends_the_program_quietly_and_all_its_workers(start: Starter) -> None:
@@ -149,7 +188,7 @@ def test_a_big_array_costs_its_size_once_in_each_direction() -> None:
 def test_the_entrypoint_says_how_it_is_used() -> None:
     result = run("-m", "fdpool.worker")
     assert result.returncode == 2
-    assert "usage: python -m fdpool.worker CHANNEL PAGE SUPERVISOR" in result.stderr
+    assert "usage: python -m fdpool.worker CHANNEL PAGE LIFELINE SUPERVISOR" in result.stderr
 
 
 def test_importing_fdpool_imports_no_trio() -> None:

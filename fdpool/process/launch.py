@@ -1,73 +1,96 @@
-"""Starting a worker as a fresh interpreter (`start="exec"`)."""
+"""Starting processes as fresh interpreters: each worker (`start="exec"`), or the zygote."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import sysconfig
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
 
 import fdpool
-from fdpool.channel import Channel
 from fdpool.errors import WorkerStartError
-from fdpool.kernel import MemFd, PidFd, Seal
-from fdpool.process.worker_process import WorkerProcess
-from fdpool.protocol.page import PAGE_BYTES
+from fdpool.kernel import PidFd
+from fdpool.process.outfit import Outfit
+
+if TYPE_CHECKING:
+    from fdpool.kernel import HasFileno
+    from fdpool.process.worker_process import WorkerProcess
 
 _HOME: Final = str(Path(fdpool.__file__).resolve().parent.parent)
 
 
-def launch_worker(settings: bytes) -> WorkerProcess:
-    """Start `python -m fdpool.worker`, which will say on its channel when it is ready.
+class Launcher(Protocol):
+    """What starts workers."""
 
-    The worker inherits its end of the channel, the control page and a pidfd of this process, and nothing
-    else. To be called from the thread that runs trio, and only there: the kernel takes the end of the
+    async def run(self) -> None:
+        """Do what has to go on while workers are wanted, until cancelled."""
+
+    async def launch(self, settings: bytes) -> WorkerProcess:
+        """Start a worker, which will say on its channel when it is ready.
+
+        Args:
+          settings: The first message the worker finds on its channel.
+
+        Raises:
+          ZygoteError: no worker can be started, now or later.
+          WorkerStartError: this one could not be started.
+          OSError: no descriptors, processes or memory left. Nothing was started.
+
+        Cancellation: no worker was started, or it is killed and waited for.
+        """
+
+
+class ExecLauncher:
+    """Starts each worker as `python -m fdpool.worker`."""
+
+    async def run(self) -> None:
+        """Wait to be cancelled: there is nothing to do between starts."""
+        await trio.sleep_forever()
+
+    async def launch(self, settings: bytes) -> WorkerProcess:
+        """Start a worker. It inherits what it is born with, a pidfd of this process, and nothing else."""
+        with Outfit() as outfit, PidFd.current() as supervisor:
+            # Waiting there when it wakes up: it is in a process group of its own from the start.
+            await outfit.channel.send(settings)
+            pid, pidfd = start_interpreter("fdpool.worker", *outfit.handles, supervisor)
+            return outfit.into_worker(pidfd, pid)
+
+
+def start_interpreter(module: str, *inherited: HasFileno) -> tuple[int, PidFd]:
+    """Start `python -m MODULE` with the numbers of *inherited* as arguments; return its pid and pidfd.
+
+    To be called from the thread that runs trio, and only there: the kernel takes the end of the
     starting thread for the end of the parent (PR_SET_PDEATHSIG, prctl(2)).
-
-    Args:
-      settings: The first message the worker finds on its channel.
 
     Raises:
       WorkerStartError: the interpreter cannot be run.
       OSError: no descriptors, processes or memory left. Nothing was started.
     """
-    with ExitStack() as always, ExitStack() as on_failure:
-        # What only the worker needs is closed here in any case; the rest if it does not come to be.
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        on_failure.callback(theirs.close)
-        channel = Channel(ours)
-        on_failure.callback(channel.close)
-        memory = always.enter_context(MemFd("fdpool-page", PAGE_BYTES))
-        memory.seal(Seal.SHRINK | Seal.GROW | Seal.SEAL)
-        supervisor = always.enter_context(PidFd.current())
-        page = memory.map(writable=True)
-        channel.send_nowait(settings)
-        process = _execute(theirs.fileno(), memory.fileno(), supervisor.fileno())
-        try:
-            # A child that nobody has waited for: the number cannot be anybody else's yet.
-            pidfd = PidFd(process.pid)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        # From here on the pidfd does the waiting, and subprocess must not.
-        process.returncode = 0
-        on_failure.pop_all()
-    return WorkerProcess(process.pid, pidfd, channel, theirs, page)
+    process = _execute(module, [handle.fileno() for handle in inherited])
+    try:
+        # A child that nobody has waited for: the number cannot be anybody else's yet.
+        pidfd = PidFd(process.pid)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    # From here on the pidfd does the waiting, and subprocess must not.
+    process.returncode = 0
+    return process.pid, pidfd
 
 
-def _execute(*inherited: int) -> subprocess.Popen[bytes]:
+def _execute(module: str, inherited: list[int]) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise WorkerStartError("sys.executable is empty: this interpreter does not know how to start another")
     # The same -W, -X, -O … as here; -P keeps the current directory from shadowing modules until sys.path is set.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    command = [sys.executable, *flags, "-P", "-m", "fdpool.worker", *map(str, inherited)]
+    command = [sys.executable, *flags, "-P", "-m", module, *map(str, inherited)]
     try:
-        return subprocess.Popen(command, pass_fds=inherited, env=_environment())
+        return subprocess.Popen(command, pass_fds=inherited, env=_environment(), process_group=0)
     except (FileNotFoundError, PermissionError) as exc:
         raise WorkerStartError(f"the interpreter {sys.executable} cannot be run: {exc}") from exc
 

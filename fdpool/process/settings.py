@@ -5,24 +5,38 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from typing import TYPE_CHECKING
 
 from fdpool.protocol.tasks import Operation, encode
 
+if TYPE_CHECKING:
+    from fdpool.protocol.limits import Limits
 
-def encode_settings(main: tuple[str | None, str | None], initializer: bytes | None = None) -> bytes:
-    """Lay out the message that every worker gets first.
+
+def worker_settings(
+    main: tuple[str | None, str | None], initializer: bytes | None, limits: Limits, beat_interval: float | None
+) -> dict[str, object]:
+    """Return what `encode_settings` lays out.
 
     Args:
       main: How the running script is loaded again: by module name, by path, or not at all.
-      initializer: A pickled (function, arguments) to be called before the worker is ready.
+      initializer: A pickled (function, arguments) to be called before the worker is ready, or None.
+      limits: What the kernel is to enforce on it.
+      beat_interval: How many seconds may pass between its signs of life; None if nobody looks for them.
     """
     module, path = main
-    settings = {
+    return {
         "sys_path": [os.getcwd() if entry == "" else entry for entry in sys.path],
         "argv": sys.argv,
         "main_module": module,
         "main_path": None if path is None else os.path.abspath(path),
         "initializer": initializer,
+        "limits": limits,
+        "beat_interval": beat_interval,
         "python_path": os.environ.get("PYTHONPATH"),
     }
+
+
+def encode_settings(settings: dict[str, object]) -> bytes:
+    """Lay out the message that every worker gets first."""
     return encode(Operation.SETTINGS, body=pickle.dumps(settings))

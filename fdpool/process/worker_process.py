@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import signal
 import socket
 from contextlib import suppress
@@ -12,7 +13,8 @@ import trio
 
 from fdpool.errors import FdLimitError, RemoteProtocolError
 from fdpool.kernel import ExitStatus, PidFd
-from fdpool.protocol.page import ControlPage
+from fdpool.protocol.ladder import Step
+from fdpool.protocol.page import PAGE_BYTES, ControlPage
 from fdpool.protocol.tasks import Operation, encode
 from fdpool.transport import DONTWAIT, Transport
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class WorkerProcess:
-    """A running worker: its process, its end of the channel, its control page. Owns all three.
+    """A running worker: its process, its end of the channel, its control page, its lifeline. Owns all four.
+
+    It leads a process group, in which everything is that it started and that did not detach.
 
     Args:
       queue: A duplicate of the worker's own end of the channel, from which messages can be taken back.
@@ -33,20 +37,31 @@ class WorkerProcess:
       is_condemned: Whether it was killed or retired, and so must get no more work.
       is_retired: Whether it ends because it has done its share, and not because something went wrong.
       answered_call: The number of the last call it answered; differs from `page.begun_call` while it runs one.
+      complaint: What was wrong with it before it was killed, in words, if anything.
       sending: To be held while waiting in `channel.send`, which takes one task at a time.
       exited: Set once its exit status was collected, which is `status` then.
     """
 
-    def __init__(self, pid: int, pidfd: PidFd, channel: Channel, queue: socket.socket, memory: mmap.mmap) -> None:
+    def __init__(
+        self,
+        pid: int,
+        pidfd: PidFd,
+        channel: Channel,
+        queue: socket.socket,
+        memory: mmap.mmap,
+        lifeline: socket.socket,
+    ) -> None:
         self.pid = pid
         self.channel = channel
         self._queue = Transport(queue)
         self._is_stopping = False
         self.page = ControlPage(memory)
         self._memory = memory
+        self._lifeline = lifeline
         self.is_condemned = False
         self.is_retired = False
         self.answered_call = 0
+        self.complaint = ""
         self.exited = trio.Event()
         self.sending = trio.Lock()
         self.status: ExitStatus | None = None
@@ -61,6 +76,7 @@ class WorkerProcess:
         if self.status is None:
             await trio.lowlevel.wait_readable(self._pidfd)
             try:
+                self._end_group()
                 self.status = self._pidfd.wait_exit()
             except ChildProcessError:
                 # Somebody ignores SIGCHLD, or waits for any child there is, and took the status.
@@ -73,12 +89,26 @@ class WorkerProcess:
     def kill(self) -> None:
         """Kill it now. Nothing happens if it has ended."""
         self.is_condemned = True
-        self._signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
+
+    def take_step(self, step: Step) -> None:
+        """Do what *step* of the way to its end asks for."""
+        self.is_condemned = True
+        if step is Step.DRAIN:
+            self.ask_to_stop()
+        elif step is Step.INTERRUPT:
+            self.interrupt(self.page.begun_call)
+        elif step is Step.TERMINATE:
+            self.send_signal(signal.SIGTERM)
+            # A stopped process takes a signal only once it goes on.
+            self.send_signal(signal.SIGCONT)
+        else:
+            self.kill()
 
     def interrupt(self, call: int) -> None:
         """Have `TaskCancelled` raised in the call of that number, if it is the one that runs; else nothing happens."""
         self.page.cancelled_call = call
-        self._signal(signal.SIGINT)
+        self.send_signal(signal.SIGINT)
 
     def take_back(self) -> list[bytes]:
         """Take every message out of its queue that it has not received yet; return their payloads, oldest first."""
@@ -120,8 +150,25 @@ class WorkerProcess:
         self._pidfd.close()
         self.page.close()
         self._memory.close()
+        self._lifeline.close()
 
-    def _signal(self, number: int) -> None:
+    def _end_group(self) -> None:
+        """Kill what it started and left behind.
+
+        Raises:
+          ChildProcessError: somebody took its status, and its number may be a stranger's.
+        """
+        os.waitid(os.P_PIDFD, self._pidfd.fileno(), os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def dumped(self) -> str:
+        """Return the stacks it has written down so far."""
+        text: bytes = self._memory[PAGE_BYTES:]
+        return text.partition(b"\0")[0].decode("utf-8", "replace")
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal. Nothing happens if it has ended."""
         if self.status is None:
             with suppress(ProcessLookupError):
                 self._pidfd.send_signal(number)

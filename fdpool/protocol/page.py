@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PAGE_BYTES: Final = 4096
+DUMP_BYTES: Final = 60 * 1024
+"""How much follows the page in the same memory, for text that a worker writes without asking its interpreter."""
 _BEGUN: Final = 0
 _CANCELLED: Final = 1
+_BEAT: Final = 8
+_DUMPS: Final = 9
 
 
 class ControlPage:
@@ -50,3 +54,21 @@ class ControlPage:
     @cancelled_call.setter
     def cancelled_call(self, number: int) -> None:
         self._words[_CANCELLED] = number
+
+    @property
+    def beat(self) -> int:
+        """A number that changes while the worker runs Python code. Written by the worker, if it was told to."""
+        return self._words[_BEAT]
+
+    @beat.setter
+    def beat(self, number: int) -> None:
+        self._words[_BEAT] = number
+
+    @property
+    def answers_dumps(self) -> bool:
+        """Whether the signal that asks for its stacks does no harm any more. Written by the worker."""
+        return bool(self._words[_DUMPS])
+
+    @answers_dumps.setter
+    def answers_dumps(self, value: bool) -> None:
+        self._words[_DUMPS] = value

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from fdpool.errors import TaskCancelled
-from fdpool.memory.exceptions import tell
-from fdpool.memory.pickling import Packed, pack, unpack
+from fdpool.memory.pickling import Packed, unpack
 from fdpool.protocol.tasks import TO_WORKER, Operation, decode
 from fdpool.worker.channel import SupervisorGone
-from fdpool.worker.loop import drop_quietly, pack_result
+from fdpool.worker.loop import drop_quietly, pack_error, pack_result
 
 if TYPE_CHECKING:
     from fdpool.transport import Message
@@ -104,13 +103,13 @@ class _Loop:
                 value: Any = await _awaitable(function, args, kwargs)
                 remains.append(value)
                 return pack_result(function, value)
-            return Operation.ERROR, pack(tell(TaskCancelled()))
+            return Operation.ERROR, pack_error(TaskCancelled())
         except trio.Cancelled:
             # This whole loop is being cancelled, and nobody waits for the answer.
             raise
         except BaseException as exc:
             remains.append(exc)
-            return Operation.ERROR, pack(tell(exc))
+            return Operation.ERROR, pack_error(exc)
         finally:
             del self._scopes[call]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fdpool.errors import FdLimitError
 from fdpool.kernel import MemFd, PidFd
-from fdpool.kernel.process_control import die_with_parent
+from fdpool.kernel.process_control import die_with_parent, name_process
 from fdpool.memory.exceptions import tell
 from fdpool.memory.functions import set_main_loader
 from fdpool.memory.pickling import Packed, pack, unpack, unpack_in_band
@@ -21,7 +21,9 @@ from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, Operation, decode, encode
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
 from fdpool.worker.interrupt import Interruptible
+from fdpool.worker.limits import apply_limits, note_limit
 from fdpool.worker.main_module import load_main, stand_in_for_main
+from fdpool.worker.vitals import answer_dump_signal, start_beating
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,22 +34,33 @@ EXIT_CHANNEL_LOST: Final = 70  # EX_SOFTWARE, sysexits.h
 EXIT_NOT_INITIALIZED: Final = 78  # EX_CONFIG
 
 
-def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
+def run_worker(channel_fd: int, page_fd: int, lifeline_fd: int, supervisor_fd: int) -> int:
     """Serve calls on inherited descriptors; return the exit code."""
-    for number in (channel_fd, page_fd, supervisor_fd):
+    for number in (channel_fd, page_fd, lifeline_fd, supervisor_fd):
         # They had to survive one exec to get here; what a task executes must not get them.
         os.set_inheritable(number, False)
     with ExitStack() as stack:
         supervisor = stack.enter_context(PidFd.adopt(supervisor_fd))
         die_with_parent(supervisor)
-        with MemFd.adopt(page_fd) as memory:
-            page = ControlPage(memory.map(writable=True))
+        name_process("fdpool-worker")
+        memory = stack.enter_context(MemFd.adopt(page_fd))
+        page = ControlPage(memory.map(writable=True))
         calls = Interruptible(page)
+        answer_dump_signal(memory)
+        page.answers_dumps = True
+        # Held, and nothing else: its owner is this process's group; see kill_group_on_close.
+        stack.enter_context(socket.socket(fileno=lifeline_fd))
         channel = BlockingChannel(socket.socket(fileno=channel_fd), supervisor)
         stack.callback(channel.close)
         try:
             with channel.receive() as message:
-                settings = _apply_settings(message)
+                _, _, _, body = decode(message.payload, frozenset({Operation.SETTINGS}))
+                settings = pickle.loads(body)
+            # They are sent once this process leads a group, so that what it starts from now on dies with it.
+            apply_settings(settings)
+            apply_limits(settings["limits"])
+            if settings["beat_interval"] is not None:
+                start_beating(page, settings["beat_interval"])
             if settings["initializer"] is not None and not _initialize(channel, settings["initializer"]):
                 return EXIT_NOT_INITIALIZED
             channel.send_bytes(encode(Operation.READY))
@@ -95,7 +108,7 @@ class Server:
             # The call's handles are lost, but not the call: its payload says whose it was.
             _, _, call, _ = decode(exc.data, TO_WORKER)
             self._page.begun_call = call
-            self.send(Operation.ERROR, call, pack(tell(exc)))
+            self.send(Operation.ERROR, call, pack_error(exc))
             return None
 
     def run(self, call: int, flags: int, body: memoryview, message: Message) -> None:
@@ -123,7 +136,7 @@ class Server:
                 outgoing = self.channel.outgoing(encode(operation, call, packed.data), packed.handles)
             except (OSError, TypeError, ValueError) as exc:
                 exc.add_note("raised by a handle in the result: it was closed, or there are too many")
-                self.send(Operation.ERROR, call, pack(tell(exc)))
+                self.send(Operation.ERROR, call, pack_error(exc))
             else:
                 self.channel.send(outgoing)
 
@@ -135,7 +148,7 @@ class Server:
             remains.append(value)
         except BaseException as exc:
             remains.append(exc)
-            return Operation.ERROR, pack(tell(exc))
+            return Operation.ERROR, pack_error(exc)
         return pack_result(function, value)
 
 
@@ -145,7 +158,13 @@ def pack_result(function: Any, value: object) -> tuple[Operation, Packed]:
         return Operation.RESULT, pack(value)
     except BaseException as exc:
         exc.add_note(f"raised while packing the result of {_name_of(function)}, a {type(value).__name__}")
-        return Operation.ERROR, pack(tell(exc))
+        return Operation.ERROR, pack_error(exc)
+
+
+def pack_error(error: BaseException) -> Packed:
+    """Pack what a task raised; if it met a limit, the error names it."""
+    note_limit(error)
+    return pack(tell(error))
 
 
 def drop_quietly(*lists: list[Any]) -> None:
@@ -168,9 +187,8 @@ def _initialize(channel: BlockingChannel, initializer: bytes) -> bool:
     return True
 
 
-def _apply_settings(message: Message) -> dict[str, Any]:
-    _, _, _, body = decode(message.payload, frozenset({Operation.SETTINGS}))
-    settings: dict[str, Any] = pickle.loads(body)
+def apply_settings(settings: dict[str, Any]) -> None:
+    """Make this process like the one that started it; see `worker_settings`."""
     sys.path[:] = settings["sys_path"]
     sys.argv[:] = settings["argv"]
     if settings["python_path"] is None:
@@ -179,7 +197,6 @@ def _apply_settings(message: Message) -> dict[str, Any]:
         os.environ["PYTHONPATH"] = settings["python_path"]
     stand_in_for_main()
     set_main_loader(partial(load_main, settings["main_module"], settings["main_path"]))
-    return settings
 
 
 def _name_of(function: Any) -> str:

@@ -1,8 +1,10 @@
-"""Open a pool, say which workers there are, and keep them busy in the way that is asked for."""
+"""Open a pool, say which workers there are, and keep them busy in the way that is asked for: HOW [START]."""
 
 import collections
 import itertools
 import os
+import signal
+import subprocess
 import sys
 import time
 
@@ -11,26 +13,39 @@ import trio
 import fdpool
 
 
+def spin():
+    """Hold the GIL, and look at no signal."""
+    collections.deque(itertools.repeat(None, 10**14), maxlen=0)
+
+
 def say_and(how, write_end):
     os.write(write_end.fileno(), f"{os.getpid()}\n".encode())
     if how == "sleep":
         time.sleep(1000)
     elif how == "spin":
-        # Holds the GIL, and looks at no signal.
-        collections.deque(itertools.repeat(None, 10**14), maxlen=0)
+        spin()
+    elif how == "spawn":
+        # Deaf to everything but SIGKILL, and holding the pipe.
+        subprocess.Popen(["sh", "-c", "trap '' TERM INT HUP; sleep 1000; sleep 1000"], stdout=write_end.fileno())
+        spin()
 
 
-async def main(how):
-    async with fdpool.open_pool(2) as pool, trio.open_nursery() as nursery:
+async def main(how, start="zygote"):
+    async with fdpool.open_pool(2, start=start) as pool, trio.open_nursery() as nursery:
         with fdpool.OwnedFd(os.dup(1)) as stdout:
             for _ in range(2):
-                if how == "idle":
+                if how in ("idle", "no zygote"):
                     # Two at once, so that both workers answer.
                     nursery.start_soon(pool.run_sync, say_and, "rest", stdout)
                 else:
                     nursery.start_soon(pool.run_sync, say_and, how, stdout)
+            if how == "no zygote":
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                os.kill(pool._supervisor._launcher.pid, signal.SIGKILL)
             await trio.sleep_forever()
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1])
+    import trio.testing
+
+    trio.run(main, *sys.argv[1:])

@@ -49,6 +49,8 @@ def test_the_numbers_that_travel_never_change() -> None:
         "SETTINGS": 1,
         "RUN": 2,
         "STOP": 3,
+        "RUN_ASYNC": 4,
+        "CANCEL": 5,
         "READY": 16,
         "NOT_READY": 17,
         "BEGUN": 18,

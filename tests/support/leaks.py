@@ -6,6 +6,10 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def open_descriptors() -> dict[int, str]:
@@ -25,16 +29,24 @@ def descriptor_count(pid: int | str = "self") -> int:
 def children(pid: int | None = None) -> list[str]:
     """Return 'pid state name' of every child of a process, zombies included."""
     parent = os.getpid() if pid is None else pid
-    found = []
+    return [f"{number} {state} {name}" for number, name, state, of, _ in processes() if of == parent]
+
+
+def living_group(group: int) -> list[str]:
+    """Return 'pid state name' of every process of a process group that has not ended."""
+    return [f"{number} {state} {name}" for number, name, state, _, of in processes() if of == group and state != "Z"]
+
+
+def processes() -> Iterator[tuple[int, str, str, int, int]]:
+    """Yield pid, name, state, parent and process group of every process there is."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = status.read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        match = re.fullmatch(r"(\d+) \((.*)\) (\S) (\d+) .*", text.strip(), re.DOTALL)
-        if match and int(match[4]) == parent:
-            found.append(f"{match[1]} {match[3]} {match[2]}")
-    return found
+        match = re.fullmatch(r"(\d+) \((.*)\) (\S) (\d+) (\d+) .*", text.strip(), re.DOTALL)
+        if match:
+            yield int(match[1]), match[2], match[3], int(match[4]), int(match[5])
 
 
 def mapped_memfds(pid: int | str = "self") -> list[str]:

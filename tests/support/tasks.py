@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
+import contextlib
+import ctypes
 import itertools
 import mmap
 import os
+import random
 import resource
 import select
 import signal
 import socket
 import sys
+import threading
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fdpool.kernel import EventFd, MemFd
@@ -65,11 +71,12 @@ def ring_and_spin_in_c(event: EventFd) -> None:
 
 def ring_and_refuse(event: EventFd) -> NoReturn:
     """Do what no task should: go on whatever is raised."""
+    rung = False
     while True:
         try:
-            if not event.closed:
+            if not rung:
                 event.write()
-                event.close()
+                rung = True
             signal.pause()
         except BaseException:
             continue
@@ -306,3 +313,95 @@ def use_a_pool_of_its_own(number: int) -> int:
     import trio
 
     return trio.run(use_a_pool, number)
+
+
+def matrix_product(size: int) -> float:
+    import numpy as np
+
+    square = np.ones((size, size))
+    return float((square @ square)[0, 0])
+
+
+def parent_and_group() -> tuple[int, int]:
+    return os.getppid(), os.getpgrp()
+
+
+def circumstances() -> dict[str, Any]:
+    """Tell what a process inherits from the one that starts it."""
+    return {
+        "directory": os.getcwd(),
+        "environment": dict(os.environ),
+        "input": os.read(0, 100),
+        "name": Path("/proc/self/comm").read_text().strip(),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+    }
+
+
+def in_thread(value: int) -> int:
+    found: list[int] = []
+    thread = threading.Thread(target=found.append, args=(value,))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def ring_at_exit(event: EventFd) -> None:
+    atexit.register(event.write)
+
+
+def random_number() -> float:
+    return random.random()
+
+
+def numpy_random_number() -> float:
+    import numpy as np
+
+    return float(np.random.random())
+
+
+def ring_and_leave(event: EventFd, leave: EventFd) -> str:
+    with event, leave:
+        event.write()
+        select.select([leave], [], [])
+    return "left"
+
+
+def ring_when_terminated(event: EventFd) -> NoReturn:
+    """Ring once when the task runs, and seven times when SIGTERM comes."""
+
+    def terminated(_number: int, _frame: object) -> NoReturn:
+        event.write(7)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, terminated)
+    ring_and_refuse(event)
+
+
+def ring_and_be_deaf(event: EventFd) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ring_and_refuse(event)
+
+
+def ring_and_wait_with_the_gil(event: EventFd) -> None:
+    with event:
+        event.write()
+    # A deadlock in C: a mutex, which all zeros is, that is locked twice. PyDLL keeps the GIL where CDLL lets go of it.
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+def open_many_files() -> None:
+    with contextlib.ExitStack() as files:
+        for _ in range(100):
+            files.enter_context(open("/dev/null", "rb"))
+    raise AssertionError("100 could be opened")
+
+
+def use_memory() -> None:
+    raise AssertionError(f"{len(bytearray(512 << 20))} bytes were there")
+
+
+def write_a_file() -> None:
+    with MemFd.from_bytes(bytes(2 << 20)) as memfd:
+        raise AssertionError(f"{memfd.size} bytes were written")

@@ -1,0 +1,224 @@
+"""One worker's life, from its birth to its exit status: what it says, how it is watched, how it is ended."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from fdpool.errors import FdLimitError, RemoteProtocolError
+from fdpool.process.vitals import dump_stacks, wait_silent
+from fdpool.protocol.ladder import Ladder, Step
+from fdpool.protocol.lifecycle import Event, Lifecycle, State
+from fdpool.protocol.limits import Limits
+from fdpool.protocol.restart import Restart
+from fdpool.protocol.tasks import FROM_WORKER, Operation, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fdpool.kernel import ExitStatus
+    from fdpool.process.worker_process import WorkerProcess
+    from fdpool.transport import Message
+
+
+class Employer(Protocol):
+    """Who gives the workers work. All of it is called from the supervisor's tasks, and none of it may wait."""
+
+    def worker_ready(self, worker: WorkerProcess) -> None:
+        """*worker* waits for its first call."""
+
+    def worker_said(self, worker: WorkerProcess, operation: Operation, call: int, message: Message) -> None:
+        """*worker* sent a message, whose handles are the employer's to close.
+
+        Raises:
+          RemoteProtocolError: it had no business to say that.
+        """
+
+    def worker_lost_handles(self, worker: WorkerProcess, call: int, error: FdLimitError) -> None:
+        """The answer to *call* came without its handles, for which this process has no room."""
+
+    def worker_misbehaved(self, worker: WorkerProcess, error: RemoteProtocolError) -> None:
+        """*worker* broke the rules, and is killed for it."""
+
+    def worker_exited(self, worker: WorkerProcess, status: ExitStatus) -> bool:
+        """*worker* has ended; return whether a call had begun on it, whose fault its end then is."""
+
+    def supervisor_gave_up(self, message: str, exits: list[str]) -> None:
+        """Workers died more often than the policy allows, *exits* being the last; there will be no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What workers are held to.
+
+    Args:
+      restart: When to replace one that died outside a call, and when to give up.
+      ready_timeout: How many seconds one may take until it is ready.
+      liveness: How many seconds one that is ready may give no sign of life for; None if nobody looks.
+      limits: What the kernel enforces on it.
+      ladder: How it is ended.
+    """
+
+    restart: Restart = field(default_factory=Restart)
+    ready_timeout: float = 60.0
+    liveness: float | None = None
+    limits: Limits = field(default_factory=Limits)
+    ladder: Ladder = field(default_factory=Ladder)
+
+    def __post_init__(self) -> None:
+        if self.ready_timeout <= 0:
+            raise ValueError(f"ready_timeout is {self.ready_timeout} seconds: it must be more than 0")
+        if self.liveness is not None and self.liveness <= 0:
+            raise ValueError(f"liveness is {self.liveness} seconds: it must be more than 0, or None")
+
+
+class Life:
+    """One worker from its start to its end."""
+
+    def __init__(self, worker: WorkerProcess, employer: Employer, terms: Terms, lifecycle: Lifecycle) -> None:
+        self.worker = worker
+        self._employer = employer
+        self._terms = terms
+        self._lifecycle = lifecycle
+        self._ready = trio.Event()
+        self._ready_at: float | None = None
+
+    def ready_for(self) -> float:
+        """How many seconds it has been ready."""
+        return 0.0 if self._ready_at is None else trio.current_time() - self._ready_at
+
+    def last_words(self) -> str:
+        """How it ended, in words."""
+        when = "before it was ready" if self._ready_at is None else "while it was idle"
+        return f"{self.worker.status} {when}{f': {self.worker.complaint}' if self.worker.complaint else ''}"
+
+    async def attend(self) -> bool:
+        """Pass on what it says until it has ended; return whether a call had begun.
+
+        Cancellation: it is killed, and waited for.
+        """
+        worker = self.worker
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen)
+                nursery.start_soon(self._watch)
+                await worker.wait_exit()
+                nursery.cancel_scope.cancel()
+        finally:
+            if worker.status is None:
+                self.kill()
+                with trio.CancelScope(shield=True):
+                    await worker.wait_exit()
+            # What it sent before its end is still in the queue, and counts.
+            self._listen_nowait()
+            assert worker.status is not None
+            self._lifecycle.on(Event.EXIT)
+            if not worker.complaint:
+                worker.complaint = self._terms.limits.explain_signal(worker.status.signal) or ""
+            in_call = self._employer.worker_exited(worker, worker.status)
+            worker.close()
+        return in_call
+
+    async def end(self, ladder: Ladder) -> None:
+        """Take it down step by step, each with its deadline, until it has ended.
+
+        Cancellation: it is killed at once, and waited for.
+        """
+        worker = self.worker
+        try:
+            for step, seconds in ladder.steps:
+                if worker.status is not None:
+                    return
+                self._lifecycle.on(Event.DRAIN if step is Step.DRAIN else Event.SIGNAL)
+                worker.take_step(step)
+                with trio.move_on_after(seconds):
+                    await worker.exited.wait()
+        finally:
+            self.kill()
+            with trio.CancelScope(shield=True):
+                await worker.exited.wait()
+
+    def kill(self) -> None:
+        """Kill it now, if it lives."""
+        if self.worker.status is None:
+            self._lifecycle.on(Event.SIGNAL)
+            self.worker.kill()
+
+    async def _watch(self) -> None:
+        """Wait for a reason to kill it; write down what it was doing, and do so."""
+        reason = await self._wait_silent()
+        if not self._lifecycle.allows(Event.SILENCE):
+            # Somebody is taking it down already.
+            return
+        self._lifecycle.on(Event.SILENCE)
+        stacks = await dump_stacks(self.worker)
+        self.worker.complaint = f"{reason}; its stacks then:\n{stacks}" if stacks else reason
+        if self._lifecycle.state is State.STUCK:
+            self.kill()
+
+    async def _wait_silent(self) -> str:
+        with trio.move_on_after(self._terms.ready_timeout):
+            await self._ready.wait()
+        if not self._ready.is_set():
+            return f"it was not ready within {self._terms.ready_timeout:g} seconds"
+        if self._terms.liveness is None:
+            await trio.sleep_forever()
+        return await wait_silent(self.worker, self._terms.liveness)
+
+    async def _listen(self) -> None:
+        while True:
+            # One message for each time it is readable: looking for another would most often be in vain.
+            await self.worker.channel.wait_readable()
+            try:
+                with self._bad_messages():
+                    self._hear(self.worker.channel.receive_nowait())
+            except trio.WouldBlock:
+                continue
+            except OSError as exc:
+                # No memory, most likely. What it says is lost, and so is it; the others may be luckier.
+                self.worker.complaint = f"what it says cannot be received: {exc}"
+                self.kill()
+                await trio.sleep_forever()
+
+    def _listen_nowait(self) -> None:
+        with suppress(trio.WouldBlock, OSError):
+            while True:
+                with self._bad_messages():
+                    self._hear(self.worker.channel.receive_nowait())
+
+    def _hear(self, message: Message) -> None:
+        try:
+            operation, _, call, body = decode(message.payload, FROM_WORKER)
+        except RemoteProtocolError:
+            message.close()
+            raise
+        if operation is Operation.READY:
+            message.close()
+            self._ready_at = trio.current_time()
+            self._ready.set()
+            if self._lifecycle.allows(Event.READY):
+                self._lifecycle.on(Event.READY)
+            self._employer.worker_ready(self.worker)
+        elif operation is Operation.NOT_READY:
+            message.close()
+            self.worker.complaint = str(body, "utf-8", "replace")
+        else:
+            self._employer.worker_said(self.worker, operation, call, message)
+
+    @contextmanager
+    def _bad_messages(self) -> Iterator[None]:
+        """Report a message that lost its handles; end the life of a worker whose message is malformed."""
+        try:
+            try:
+                yield
+            except FdLimitError as exc:
+                _, _, call, _ = decode(exc.data, FROM_WORKER)
+                self._employer.worker_lost_handles(self.worker, call, exc)
+        except RemoteProtocolError as exc:
+            # Whoever breaks the rules once cannot be believed again.
+            self.worker.complaint = str(exc)
+            self.kill()
+            self._employer.worker_misbehaved(self.worker, exc)
