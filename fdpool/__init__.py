@@ -63,6 +63,7 @@ _HOMES = {
         "ScmPidfd",
         "ScmRights",
         "Seal",
+        "Sender",
         "control_space",
         "deny_handles",
         "enable",

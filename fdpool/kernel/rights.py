@@ -78,15 +78,29 @@ def recv_with_fds(
     """
     if not 0 <= max_fds <= MAX_FDS_PER_MESSAGE:
         raise ValueError(f"max_fds is {max_fds}, not 0 to {MAX_FDS_PER_MESSAGE}")
-    received = receive(sock, buffers, flags)
+    # Whatever else came is closed, the sender's process among it.
+    with receive(sock, buffers, flags) as received:
+        fds = take_wanted(received, buffers, max_fds)
+    # With MSG_TRUNC in *flags* the caller asked for the whole length.
+    return received.length, fds
+
+
+def take_wanted(received: Received, buffers: Sequence[Buffer], max_fds: int = MAX_FDS_PER_MESSAGE) -> list[OwnedFd]:
+    """Return the descriptors of *received*, which the caller owns from here on, if they are all there and wanted.
+
+    Args:
+      received: What was received into *buffers*.
+      buffers: As given to the receive.
+      max_fds: How many the caller is prepared to take.
+
+    Raises:
+      RemoteProtocolError, PermissionError: as for `recv_with_fds`. All the descriptors are closed.
+    """
     fds = received.take_fds()
-    # Whatever else came, the sender's process among it.
-    received.close()
     if len(fds) > max_fds or received.denied:
         close_all(fds)
         raise _refusal(received, max_fds, buffers)
-    # With MSG_TRUNC in *flags* the caller asked for the whole length.
-    return received.length, fds
+    return fds
 
 
 def recv_with_fd(sock: socket.socket, buffer: Buffer, flags: int = 0) -> tuple[int, OwnedFd | None]:
