@@ -96,27 +96,33 @@ def ways(left: socket.socket, right: socket.socket, fds: list[EventFd]) -> dict[
     }
 
 
-def measure(count: int, rounds: int) -> dict[str, float]:
-    """Return the median microseconds of each way with *count* descriptors. The ways take turns within each round."""
+def measure(count: int, rounds: int) -> dict[str, list[float]]:
+    """Return the microseconds of each way with *count* descriptors, by round, in which the ways take turns."""
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    repeats = max(1, 4000 // (count + 3))
+    repeats = max(1, 1000 // (count + 3))
+    taken: dict[str, list[float]] = {}
     with left, right, EventFd() as event:
-        taken: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name, way in ways(left, right, [event] * count).items():
                 seconds = timeit.timeit(way, number=repeats) / repeats
                 taken.setdefault(name, []).append(seconds * 1e6)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return taken
+
+
+def ratio(times: list[float], others: list[float]) -> float:
+    """Return the median of how one way compares to another in the same round: on a busy machine rounds differ more."""
+    return statistics.median(time / other for time, other in zip(times, others, strict=True))
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     print(f"Python {platform.python_version()}, Linux {platform.release()}, {rounds} rounds, medians")
     for count in (1, 253):
-        medians = measure(count, rounds)
+        taken = measure(count, rounds)
         print(f"\n{count} per message       us/message   us/fd   x raw   x raw, checked")
-        for name, time in medians.items():
-            against = f"{time / medians['raw']:7.2f} {time / medians['raw, checked']:16.2f}"
+        for name, times in taken.items():
+            time = statistics.median(times)
+            against = f"{ratio(times, taken['raw']):7.2f} {ratio(times, taken['raw, checked']):16.2f}"
             print(f"  {name:18} {time:12.2f} {time / count:7.3f} {against}")
 
 

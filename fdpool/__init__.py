@@ -68,6 +68,7 @@ _HOMES = {
         "ScmPidfd",
         "ScmRights",
         "Seal",
+        "Sender",
         "control_space",
         "deny_handles",
         "enable",

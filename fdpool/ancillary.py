@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from fdpool.kernel.constants import MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, MSG_TRUNC, SOCK_STREAM
+from fdpool.kernel.constants import MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SOCK_STREAM
 from fdpool.kernel.control_table import decode_control
-from fdpool.kernel.message import CONTROL_BYTES, own_message, wire_items
+from fdpool.kernel.message import CONTROL_BYTES, wire_items
+from fdpool.kernel.received import Received
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from fdpool.kernel.control import ControlMessage
     from fdpool.kernel.control_buffer import ControlBuffer
-    from fdpool.kernel.received import Received
 
 # Neither ends with an event that could be waited for, so the only way is to try again: at first after the time that
 # passing a message takes, then less and less often.
@@ -100,4 +100,7 @@ async def recvmsg(
     if sock.type != SOCK_STREAM:
         flags |= MSG_TRUNC
     raw = await sock.recvmsg_into(buffers, control_bytes, flags | MSG_CMSG_CLOEXEC)
-    return own_message(raw, buffers, control_bytes, decode_control)
+    received = Received((raw,), buffers, decode_control)
+    if raw[2] & MSG_CTRUNC:
+        received.raise_truncation(control_bytes)
+    return received

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
+from fdpool.identifying_transport import IdentifyingTransport
 from fdpool.transport import DONTWAIT, PEER_GONE, TRY_LATER, Message, Outgoing, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
 
@@ -32,13 +34,16 @@ class Channel(trio.abc.AsyncResource):
 
     Args:
       sock: An AF_UNIX socket of type `SOCK_DGRAM` or `SOCK_SEQPACKET`, connected. Given up to the channel.
+      identify: Whether each message received says who sent it (`Message.sender`), which `peer_credentials` cannot:
+          that names who made the socketpair. Of messages sent before the channel is made nothing is known. Each
+          message then has a pidfd to be closed (Linux 6.5), also one without handles: close every message.
 
     Raises:
       ValueError: *sock* is of another family or type; it stays the caller's.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._transport = Transport(sock)
+    def __init__(self, sock: socket.socket, *, identify: bool = False) -> None:
+        self._transport = IdentifyingTransport(sock) if identify else Transport(sock)
         self._sending = _OneAtATime("another task is sending on this channel")
         self._receiving = _OneAtATime("another task is receiving on this channel")
 
@@ -105,7 +110,7 @@ class Channel(trio.abc.AsyncResource):
 
     @trio.lowlevel.enable_ki_protection
     async def receive(self) -> Message:
-        """Wait for the next message. Its handles are the caller's to close.
+        """Wait for the next message. Its handles are the caller's to close, and its sender's pidfd if it has one.
 
         Raises:
           trio.BusyResourceError: another task is receiving on this channel.
@@ -114,7 +119,8 @@ class Channel(trio.abc.AsyncResource):
           trio.BrokenResourceError: the peer of a `SOCK_SEQPACKET` channel closed its end with messages unread.
           FdLimitError: handles were lost because this process may open no more; its `data` is the payload. The
               channel still works. A payload over 64 KiB travels as a handle and can be among what was lost.
-          RemoteProtocolError: the message was malformed; its handles are closed. The channel still works.
+          RemoteProtocolError: the message was malformed, or its chunks are of several processes (on a channel that
+              identifies); its handles are closed. The channel still works.
 
         Cancellation: always a checkpoint. After `trio.Cancelled` no message was taken.
         """
@@ -185,9 +191,10 @@ class Channel(trio.abc.AsyncResource):
         self.close()
         await trio.lowlevel.checkpoint()
 
-    def __reduce__(self) -> tuple[type[Channel], tuple[socket.socket]]:
+    def __reduce__(self) -> tuple[Callable[[socket.socket], Channel], tuple[socket.socket]]:
         # Only a handoff can pickle the socket inside; everywhere else this is the TypeError that a socket gives.
-        return type(self), (self._transport.socket,)
+        identifies = isinstance(self._transport, IdentifyingTransport)
+        return partial(type(self), identify=True) if identifies else type(self), (self._transport.socket,)
 
     def __repr__(self) -> str:
         return f"<Channel {'closed' if self.fileno() < 0 else f'fd={self.fileno()}'}>"
@@ -247,7 +254,11 @@ class _OneAtATime:
         self._taken = False
 
 
-def open_channel_pair() -> tuple[Channel, Channel]:
-    """Return the two ends of a new `SOCK_DGRAM` channel. Both are the caller's to close. See socketpair(2)."""
+def open_channel_pair(*, identify: bool = False) -> tuple[Channel, Channel]:
+    """Return the two ends of a new `SOCK_DGRAM` channel. Both are the caller's to close. See socketpair(2).
+
+    Args:
+      identify: Whether each message received at either end says who sent it, as for `Channel`.
+    """
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    return Channel(left), Channel(right)
+    return Channel(left, identify=identify), Channel(right, identify=identify)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Final, Self
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
+
+    from fdpool.kernel import PidFd, Sender
 
 Handle = OwnedFd | socket.socket
 """What a received handle is: `EventFd`, `MemFd`, `PidFd`, `socket.socket`, or a plain `OwnedFd` for all else."""
@@ -59,14 +61,27 @@ class Message:
     Attributes:
       payload: The bytes as they were sent.
       handles: In the order they were sent, each of the class for its kind. Whoever takes one out of the list owns it.
+      sender: Who sent it, on a channel that identifies; its pidfd is closed with the message unless it was taken.
+          None on every other channel.
     """
 
     payload: bytes
     handles: list[Handle] = field(default_factory=list)
+    sender: Sender | None = None
+
+    def take_pidfd(self) -> PidFd | None:
+        """Return the sender's process, which the caller owns from here on; None where there is none to take."""
+        sender = self.sender
+        if sender is None:
+            return None
+        self.sender = replace(sender, pidfd=None)
+        return sender.pidfd
 
     def close(self) -> None:
-        """Close every handle that is still in the list."""
+        """Close every handle that is still in the list, and the sender's process if nobody took it."""
         close_all(self.handles)
+        if self.sender is not None:
+            self.sender.close()
 
     def __enter__(self) -> Self:
         return self
@@ -178,6 +193,10 @@ class Transport:
                     return Message(payload)
         except FdLimitError as exc:
             nbytes, fds, data, damaged = len(exc.data), [], exc.data, True
+        return self._assemble(nbytes, data, fds, damaged=damaged)
+
+    def _assemble(self, nbytes: int, data: bytes, fds: list[OwnedFd], *, damaged: bool) -> Message | None:
+        """Take in one datagram; return the message it completes. Owns *fds*, and closes them if this raises."""
         try:
             if nbytes > MAX_DATAGRAM_BYTES:
                 raise RemoteProtocolError(f"a datagram of {nbytes} bytes: at most {MAX_DATAGRAM_BYTES} are sent", data)

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         peer_credentials,
         peer_pidfd,
     )
+    from fdpool.kernel.sender import Sender
 
 _LATER = {
     "control_crypto": (
@@ -126,6 +127,7 @@ _LATER = {
         "peer_credentials",
         "peer_pidfd",
     ),
+    "sender": ("Sender",),
 }
 _HOME_OF = {name: home for home, names in _LATER.items() for name in names}
 
@@ -173,6 +175,7 @@ __all__ = [
     "ScmTimestamping",
     "ScmTimestampingNew",
     "Seal",
+    "Sender",
     "SoMark",
     "Timestamp",
     "TlsContentType",

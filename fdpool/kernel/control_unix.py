@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 INT_BYTES: Final = struct.calcsize("i")
 _INT: Final = struct.Struct("i")
+# In every negated errno, and in no descriptor below 65535: to look for it is much faster than to look at each number.
+MAYBE_ERRNO: Final = b"\xff\xff"
+_unpack_int: Final = _INT.unpack
 _new: Final = OwnedFd.__new__
 _ONLY_UNIX: Final = frozenset({k.AF_UNIX})
 
@@ -39,6 +42,10 @@ class ScmRights(ControlMessage):
 
     fds: Sequence[HasFileno | int]
 
+    # The __init__ that dataclass would write takes twice as long.
+    def __init__(self, fds: Sequence[HasFileno | int]) -> None:
+        _set_fds(self, fds)
+
     def encode(self) -> bytes:
         """Return the descriptors' numbers.
 
@@ -46,8 +53,12 @@ class ScmRights(ControlMessage):
           TypeError: one is not a handle.
           ValueError: one is closed.
         """
+        fds = self.fds
         try:
-            data = _ints(len(self.fds)).pack(*[handle.fileno() for handle in self.fds])  # type: ignore[union-attr]
+            if len(fds) == 1:
+                number = fds[0].fileno()  # type: ignore[union-attr]
+                return _INT.pack(number) if number >= 0 else self._encode_checked()
+            data = _ints(len(fds)).pack(*[handle.fileno() for handle in fds])  # type: ignore[union-attr]
         except (AttributeError, struct.error):
             return self._encode_checked()
         # A negative number, from a handle that is closed, has a byte of all ones.
@@ -69,9 +80,7 @@ class ScmRights(ControlMessage):
 
         A number that is negative, because the descriptor was denied, is left out, and so is half a number.
         """
-        owners: list[OwnedFd] = []
-        own_rights(data, owners)
-        return cls([fd for fd in owners if not fd.closed])
+        return cls([*map(OwnedFd, descriptors_in([(cls.LEVEL, cls.TYPE, data)]))])
 
     def payload_size(self) -> int:
         """Return how many bytes the payload has."""
@@ -81,6 +90,9 @@ class ScmRights(ControlMessage):
     def space(count: int = 1) -> int:
         """Return the room for *count* descriptors in a control buffer. Alignment makes it room for an even number."""
         return socket.CMSG_SPACE(count * INT_BYTES)
+
+
+_set_fds: Final = vars(ScmRights)["fds"].__set__
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +150,7 @@ class ScmPidfd(ControlMessage):
         return cls.of(data, own_pidfd(data, []))
 
     @classmethod
-    def of(cls, data: bytes, owner: PidFd) -> Self:
+    def of(cls, data: bytes, owner: PidFd | None) -> Self:
         """Return the message for the payload that came, and the owner of the number in it."""
         (number,) = _INT.unpack(data)
         return cls(owner) if number >= 0 else cls(None, -number)
@@ -190,27 +202,35 @@ class ScmInq(StructMessage):
     remaining: int
 
 
-def own_rights(data: bytes, owners: list[OwnedFd]) -> bool:
-    """Append to *owners* one for each descriptor in the payload of an SCM_RIGHTS; return whether all came.
+def own_pidfd(data: bytes, owners: list[OwnedFd]) -> PidFd:
+    """Own the descriptor in the payload of an SCM_PIDFD, appending the owner to *owners*; an errno is born closed.
 
-    One that was denied has a negative errno for a number, and so its owner is born closed. Each owner is
-    appended first and gets its number second: after an interrupt, whenever it falls, `close_numbers` knows
+    It is appended first and gets its number second: after an interrupt, whenever it falls, `close_numbers` knows
     what to close.
     """
-    for number in _ints(len(data) // INT_BYTES).unpack_from(data):
-        fd = _new(OwnedFd)
-        owners.append(fd)
-        fd._fd = number
-    # Every negative number has a byte of all ones; looking for that is much faster than looking at each number.
-    return 0xFF not in data or not denied_in(data)
-
-
-def own_pidfd(data: bytes, owners: list[OwnedFd]) -> PidFd:
-    """Own the descriptor in the payload of an SCM_PIDFD; as `own_rights`."""
     fd = PidFd.__new__(PidFd)
     owners.append(fd)
     (fd._fd,) = _INT.unpack(data)
     return fd
+
+
+def descriptors_in(control: Sequence[ControlItem]) -> list[int]:
+    """Return the numbers of all descriptors in control data, in order."""
+    found: list[int] = []
+    for level, kind, data in control:
+        if level == k.SOL_SOCKET and (kind == k.SCM_RIGHTS or is_pidfd(level, kind, data)):
+            found += _unpack_int(data) if len(data) == INT_BYTES else rights_numbers(data)
+            if 0xFF in data and MAYBE_ERRNO in data:
+                found = [number for number in found if number >= 0]
+    return found
+
+
+def pidfd_place(control: Sequence[ControlItem]) -> int | None:
+    """Return the place of the sender's process among `descriptors_in` the same control data, None if it has none."""
+    for index, (level, kind, data) in enumerate(control):
+        if kind == k.SCM_PIDFD and is_pidfd(level, kind, data) and descriptors_in(control[index : index + 1]):
+            return len(descriptors_in(control[:index]))
+    return None
 
 
 def rights_numbers(data: bytes) -> tuple[int, ...]:

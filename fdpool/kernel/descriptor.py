@@ -12,7 +12,7 @@ from itertools import starmap
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
 
@@ -183,11 +183,8 @@ def close_all(fds: Sequence[OwnedFd]) -> None:
     if len(fds) == 1:
         fds[0].close()
         return
-    numbers = sorted([fd._fd for fd in fds])
-    if numbers and numbers[0] < 0:
-        numbers = [number for number in numbers if number >= 0]
-    # An iterator of closings knows which are left, so that after an interrupt each is still done, and done once.
-    closing = starmap(os.closerange, _runs(numbers))
+    # The iterator knows which are left, so that after an interrupt each is still closed, and closed once.
+    closing = closings([number for fd in fds if (number := fd._fd) >= 0])
     try:
         _forget(fds)
         deque(closing, 0)
@@ -197,6 +194,13 @@ def close_all(fds: Sequence[OwnedFd]) -> None:
         raise
 
 
+def closings(numbers: list[int]) -> Iterator[object]:
+    """Return an iterator that closes *numbers*, all different, as it is exhausted. Whoever holds it owns them."""
+    if len(numbers) < 2:
+        return map(os.close, numbers)
+    return starmap(os.closerange, _runs(sorted(numbers)))
+
+
 def _forget(fds: Sequence[OwnedFd]) -> None:
     for fd in fds:
         fd._fd = -1
@@ -204,6 +208,8 @@ def _forget(fds: Sequence[OwnedFd]) -> None:
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:
     # Received together, descriptors mostly have adjoining numbers, for which close_range(2) costs a sixth of close(2).
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return [(numbers[0], numbers[-1] + 1)]
     runs = []
     start = 0
     while start < len(numbers):

@@ -5,21 +5,18 @@ from __future__ import annotations
 import socket
 from functools import cache
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from fdpool.kernel import constants as k
-from fdpool.kernel.control import ControlItem, ControlMessage, UnknownControlMessage, used_space
+from fdpool.kernel.control import ControlItem, ControlMessage, used_space
 from fdpool.kernel.control_buffer import ControlBuffer
-from fdpool.kernel.control_unix import INT_BYTES, ScmRights, close_numbers
-from fdpool.kernel.received import Decoder, RawMessage, Received, buffer_nbytes, gather
-from fdpool.kernel.truncation import truncation_error
+from fdpool.kernel.control_unix import INT_BYTES, ScmRights
+from fdpool.kernel.received import Decoder, Received, buffer_nbytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
-
-    from fdpool.kernel.descriptor import OwnedFd
 
 MAX_FDS_PER_MESSAGE: Final = k.SCM_MAX_FD  # unix(7): per message, over all its SCM_RIGHTS together
 
@@ -58,7 +55,19 @@ def sendmsg(
       OSError: whatever else sendmsg(2) reports: a descriptor is not open (EBADF), credentials are not ours
           (EPERM), too many descriptors are in flight (ETOOMANYREFS). Nothing was sent.
     """
-    items = wire_items(control, buffers, _family(sock), _type(sock)) if control else ()
+    items: Sequence[ControlItem] = ()
+    if (
+        isinstance(control, list)
+        and len(control) == 1
+        and type(control[0]) is ScmRights
+        and len(control[0].fds) <= MAX_FDS_PER_MESSAGE
+        and _family(sock) == k.AF_UNIX
+        and _type(sock) != k.SOCK_STREAM
+    ):
+        # Mostly, and then there is nothing left to refuse but the handles themselves.
+        items = ((k.SOL_SOCKET, k.SCM_RIGHTS, control[0].encode()),)
+    elif control:
+        items = wire_items(control, buffers, _family(sock), _type(sock))
     return sock.sendmsg(buffers, items, flags | k.MSG_NOSIGNAL, address)
 
 
@@ -96,58 +105,14 @@ def recvmsg(
     if _type(sock) != k.SOCK_STREAM:
         # Asks for a datagram's full length. On a TCP stream it would mean: throw the bytes away.
         flags |= k.MSG_TRUNC
-    return receive(sock, buffers, flags, control_bytes, control, typed_decoder())
-
-
-def receive(
-    sock: socket.socket,
-    buffers: Sequence[Buffer],
-    flags: int,
-    control_bytes: int = CONTROL_BYTES,
-    kept: ControlBuffer | None = None,
-    decode: Decoder = UnknownControlMessage,
-) -> Received:
-    """As `recvmsg`, with no flag added but MSG_CMSG_CLOEXEC, and *decode* for what does not concern descriptors."""
-    results: list[RawMessage] = []
-    owners: list[OwnedFd] = []
-    try:
-        # One C call from syscall to list: a signal handler that raises (Ctrl-C) runs between bytecodes, and
-        # between a returning recvmsg and an assignment it would lose the numbers.
-        results += starmap(sock.recvmsg_into, ((buffers, control_bytes, flags | k.MSG_CMSG_CLOEXEC),))
-        received = Received(results[0], buffers, owners, decode)
-    except BaseException:
-        for _, items, _, _ in results:
-            close_numbers(items, owners)
-        raise
-    if kept is not None:
-        used = min(used_space(results[0][1]), control_bytes)
-        kept.fill(received.control, received.take_owners(), used, truncated=bool(received.flags & k.MSG_CTRUNC))
-    if results[0][2] & k.MSG_CTRUNC:
-        _raise_truncation(received, results[0][1], control_bytes, buffers)
-    return received
-
-
-def own_message(raw: RawMessage, buffers: Sequence[Buffer], control_bytes: int, decode: Decoder) -> Received:
-    """Type and own what a `recvmsg_into` of somebody else returned, which must have passed MSG_CMSG_CLOEXEC.
-
-    Args:
-      raw: Its result. The descriptors in it are owned from here on, and closed if this raises.
-      buffers: The buffers it filled.
-      control_bytes: The room it gave.
-      decode: The `typed_decoder()`, got before the receive.
-
-    Raises:
-      ControlTruncatedError: as for `recvmsg`.
-      FdLimitError: as for `recvmsg`.
-    """
-    owners: list[OwnedFd] = []
-    try:
-        received = Received(raw, buffers, owners, decode)
-    except BaseException:
-        close_numbers(raw[1], owners)
-        raise
-    if raw[2] & k.MSG_CTRUNC:
-        _raise_truncation(received, raw[1], control_bytes, buffers)
+    call = (buffers, control_bytes, flags | k.MSG_CMSG_CLOEXEC)
+    received = Received(starmap(sock.recvmsg_into, (call,)), buffers, typed_decoder())
+    is_cut = received.raw[0][2] & k.MSG_CTRUNC
+    if control is not None:
+        used = min(used_space(received.raw[0][1]), control_bytes)
+        control.fill(received.control, received.take_owners(), used, truncated=bool(is_cut))
+    if is_cut:
+        received.raise_truncation(control_bytes)
     return received
 
 
@@ -160,15 +125,6 @@ def typed_decoder() -> Decoder:
     from fdpool.kernel.control_table import decode_control
 
     return decode_control
-
-
-def _raise_truncation(
-    received: Received, items: list[ControlItem], control_bytes: int, buffers: Sequence[Buffer]
-) -> NoReturn:
-    error = truncation_error(items, control_bytes, gather(buffers, received.nbytes), received.control)
-    # Half a message's descriptors are of no use; those that a ControlBuffer owns are no longer `received`'s.
-    received.close()
-    raise error
 
 
 def wire_items(
@@ -188,12 +144,12 @@ def wire_items(
     items = []
     fd_count = 0
     for message in control.messages() if isinstance(control, ControlBuffer) else control:
-        families = message.FAMILIES
-        if families and family not in families:
+        if (families := message.FAMILIES) and family not in families:
             raise ValueError(_wrong_family(message, family))
+        item = message.wire()
+        items.append(item)
         if isinstance(message, ScmRights):
-            fd_count += len(message.fds)
-        items.append(message.wire())
+            fd_count += len(item[2]) // INT_BYTES
     if fd_count > MAX_FDS_PER_MESSAGE:
         raise ValueError(f"{fd_count} descriptors in one message: the kernel takes at most {MAX_FDS_PER_MESSAGE}")
     if fd_count and kind == k.SOCK_STREAM and not any(map(buffer_nbytes, buffers)):

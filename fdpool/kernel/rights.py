@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from fdpool.errors import RemoteProtocolError
+from fdpool.kernel.constants import MSG_CMSG_CLOEXEC, MSG_CTRUNC
 from fdpool.kernel.control_unix import ScmRights
 from fdpool.kernel.descriptor import close_all
-from fdpool.kernel.message import MAX_FDS_PER_MESSAGE, receive, sendmsg
-from fdpool.kernel.received import gather
+from fdpool.kernel.message import CONTROL_BYTES, MAX_FDS_PER_MESSAGE, sendmsg
+from fdpool.kernel.received import Received, gather
 
 if TYPE_CHECKING:
     import socket
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from fdpool.kernel.descriptor import HasFileno, OwnedFd
-    from fdpool.kernel.received import Received
 
 
 def send_with_fds(
@@ -43,7 +44,7 @@ def send_with_fds(
       OSError: a number in *fds* is not open (EBADF); the peer is gone (EPIPE, ECONNREFUSED); too many
           descriptors are in flight (ETOOMANYREFS, see getrlimit(2), RLIMIT_NOFILE). Nothing was sent.
     """
-    return sendmsg(sock, buffers, (ScmRights(fds),) if fds else (), flags)
+    return sendmsg(sock, buffers, [ScmRights(fds)] if fds else (), flags)
 
 
 def send_with_fd(sock: socket.socket, buffer: Buffer, fd: HasFileno | int, flags: int = 0) -> int:
@@ -78,15 +79,35 @@ def recv_with_fds(
     """
     if not 0 <= max_fds <= MAX_FDS_PER_MESSAGE:
         raise ValueError(f"max_fds is {max_fds}, not 0 to {MAX_FDS_PER_MESSAGE}")
-    received = receive(sock, buffers, flags)
+    call = (buffers, CONTROL_BYTES, flags | MSG_CMSG_CLOEXEC)
+    received = Received(starmap(sock.recvmsg_into, (call,)), buffers)
+    # With MSG_TRUNC in *flags* the caller asked for the whole length.
+    length, items, answered, _ = received.raw[0]
+    if answered & MSG_CTRUNC:
+        received.raise_truncation(CONTROL_BYTES)
+    if not items:
+        return length, []
+    # Whatever else came is closed, the sender's process among it.
+    with received:
+        return length, take_wanted(received, buffers, max_fds)
+
+
+def take_wanted(received: Received, buffers: Sequence[Buffer], max_fds: int = MAX_FDS_PER_MESSAGE) -> list[OwnedFd]:
+    """Return the descriptors of *received*, which the caller owns from here on, if they are all there and wanted.
+
+    Args:
+      received: What was received into *buffers*.
+      buffers: As given to the receive.
+      max_fds: How many the caller is prepared to take.
+
+    Raises:
+      RemoteProtocolError, PermissionError: as for `recv_with_fds`. All the descriptors are closed.
+    """
     fds = received.take_fds()
-    # Whatever else came, the sender's process among it.
-    received.close()
     if len(fds) > max_fds or received.denied:
         close_all(fds)
         raise _refusal(received, max_fds, buffers)
-    # With MSG_TRUNC in *flags* the caller asked for the whole length.
-    return received.length, fds
+    return fds
 
 
 def recv_with_fd(sock: socket.socket, buffer: Buffer, flags: int = 0) -> tuple[int, OwnedFd | None]:

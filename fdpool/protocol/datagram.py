@@ -111,6 +111,13 @@ class Assembler(Generic[H]):
         """Whether nothing is held."""
         return self._partial is None
 
+    def is_continued_by(self, data: bytes) -> bool:
+        """Whether *data* claims to be a chunk, not the first, of a message of which some chunks are held."""
+        if self.is_idle or len(data) < _HEADER.size:
+            return False
+        _, _, _, place, _, _ = _HEADER.unpack_from(data)
+        return bool(place)
+
     def feed(self, data: bytes, handles: list[H], *, damaged: bool = False) -> tuple[Parts[H] | None, list[H]]:
         """Take in one datagram with its handles.
 

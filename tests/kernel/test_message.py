@@ -449,7 +449,7 @@ def test_a_denied_descriptor_is_reported_by_position_and_is_nobodys_number() -> 
     with EventFd() as event:
         mine = [event.duplicate().detach() for _ in range(2)]
         answer = Answering([mine[0], -errno.EPERM, mine[1]])
-        with Received(answer.recvmsg_into(), [], [], UnknownControlMessage) as received:
+        with Received([answer.recvmsg_into()], []) as received:
             assert [fd.fileno() for fd in received.fds] == mine
             assert received.denied == [(1, errno.EPERM)]
             assert received.control == (ScmRights(received.fds),)
@@ -507,6 +507,58 @@ def test_an_interrupt_at_any_bytecode_of_receiving_leaks_nothing(datagrams: Pair
         buffer.clear()
         assert descriptor_count() == before
         assert step > 50
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning")
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_an_interrupt_at_any_bytecode_of_closing_closes_each_once(datagrams: Pair, count: int, is_asked: bool) -> None:
+    left, right = datagrams
+    enable(right, ScmPidfd)
+    with EventFd() as event:
+        before = descriptor_count()
+        step = 0
+        while True:
+            sendmsg(left, [b"x"], [ScmRights([event] * count)])
+            received = recvmsg(right, [bytearray(1)])
+            is_interrupted = False
+            try:
+                with interrupt_at(step, __file__):
+                    if is_asked:
+                        assert len(received.fds) == count
+                    received.close()
+            except KeyboardInterrupt:
+                is_interrupted = True
+            # Whatever gets the number of one that was closed stays open.
+            strangers = [event.duplicate() for _ in range(count + 2)]
+            if step % 2:
+                received.close()
+                assert [fd.closed for fd in received.fds] == [True] * count
+            del received
+            for stranger in strangers:
+                assert os.fstat(stranger.fileno())
+                stranger.close()
+            assert descriptor_count() == before, f"step {step}"
+            if not is_interrupted:
+                break
+            step += 1
+        assert step > 30
+
+
+def test_what_was_closed_before_anybody_asked_is_there_as_closed(datagrams: Pair) -> None:
+    left, right = datagrams
+    enable(right, ScmPidfd)
+    sendmsg(left, [b"x"], [ScmRights([left] * 3)])
+    with recvmsg(right, [bytearray(1)]) as received:
+        pass
+    with EventFd() as stranger:
+        received.close()
+        assert [fd.fileno() for fd in received.fds] == [-1, -1, -1]
+        assert received.find(ScmRights) == ScmRights(received.fds)
+        pidfd = received.take_pidfd()
+        assert pidfd is not None
+        assert pidfd.closed
+        assert os.fstat(stranger.fileno())
 
 
 def test_forgetting_a_received_message_closes_with_a_warning(datagrams: Pair) -> None:
