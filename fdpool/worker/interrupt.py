@@ -44,4 +44,6 @@ class Interruptible:
         if self._running and self._page.cancelled_call == self._running:
             # Once for each call: what cleans up after the first one is left alone.
             self._running = 0
+            # A handler that raises leaves those of other signals, SIGTERM for one, waiting for the next signal: be it.
+            signal.raise_signal(signal.SIGINT)
             raise TaskCancelled
