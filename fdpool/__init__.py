@@ -41,6 +41,7 @@ _HOMES = {
         "WorkerDied",
         "WorkerStartError",
     ),
+    "memory.allocation": ("allocate", "copy", "empty", "zeros"),
     "memory.handles": ("give",),
     "pool": ("Pool", "open_pool"),
     "protocol.restart": ("Backoff", "Restart"),

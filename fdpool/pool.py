@@ -23,17 +23,23 @@ from fdpool.errors import (
 from fdpool.mapping import Results, open_results
 from fdpool.memory import functions
 from fdpool.memory.handles import close_given
-from fdpool.memory.pickling import Packed, pack, unpack, unpack_in_band
+from fdpool.memory.parcel import MODES
+from fdpool.memory.pickling import gather, unpack, unpack_in_band
 from fdpool.process.settings import encode_settings
 from fdpool.protocol.restart import Restart
-from fdpool.protocol.tasks import HEADER_BYTES, REPORT_BEGUN, Operation, encode
+from fdpool.protocol.tasks import REPORT_BEGUN, Operation, encode
 from fdpool.supervisor import Supervisor
+from fdpool.warehouse import MemoryStatistics, Warehouse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from fdpool.kernel import ExitStatus
+    from fdpool.memory.exchange import Wrapped
+    from fdpool.memory.parcel import Packed, Parcel
+    from fdpool.memory.pickling import Gathered
+    from fdpool.memory.received import MappingMode
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
 
@@ -43,7 +49,19 @@ T = TypeVar("T")
 class _Call:
     """One call, from its arguments packed to its outcome known."""
 
-    __slots__ = ("error", "is_abandoned", "message", "name", "number", "operation", "packed", "task", "worker")
+    __slots__ = (
+        "error",
+        "is_abandoned",
+        "message",
+        "name",
+        "number",
+        "operation",
+        "packed",
+        "parcel",
+        "task",
+        "worker",
+        "wrapped",
+    )
 
     def __init__(self, number: int, name: str, packed: Packed) -> None:
         self.number = number
@@ -53,6 +71,8 @@ class _Call:
         self.task: trio.lowlevel.Task | None = None
         self.operation = Operation.RESULT
         self.message: Message | None = None
+        self.parcel: Parcel | None = None
+        self.wrapped: Wrapped | None = None
         self.error: Exception | None = None
         self.is_abandoned = False
 
@@ -60,9 +80,9 @@ class _Call:
     def is_done(self) -> bool:
         return self.message is not None or self.error is not None
 
-    def finish(self, operation: Operation, message: Message) -> None:
+    def finish(self, operation: Operation, message: Message, parcel: Parcel | None) -> None:
         """Take in the answer, and wake the caller."""
-        self.operation, self.message = operation, message
+        self.operation, self.message, self.parcel = operation, message, parcel
         self._wake()
 
     def fail(self, error: Exception) -> None:
@@ -79,7 +99,11 @@ class _Call:
 class Pool:
     """Worker processes that run functions; made by `open_pool`. To be used from the trio thread that opened it."""
 
-    def __init__(self, size: int, restart: Restart, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, size: int, restart: Restart, nursery: trio.Nursery, memory: Warehouse, mapping: MappingMode = "private"
+    ) -> None:
+        self._memory = memory
+        self._mapping = mapping
         self._supervisor = Supervisor(size, encode_settings(functions.main_origin()), restart, self)
         self._size = size
         self._numbers = count(1)
@@ -92,9 +116,10 @@ class Pool:
     async def run_sync(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call `function(*args, **kwargs)` in a worker, and return what it returns.
 
-        Arguments and results are pickled. Big buffers among them (arrays, `bytes`, `bytearray`, `memoryview`) travel in
-        sealed memory and arrive writable; sockets, files, eventfds, memfds, pidfds and trio's sockets, streams and
-        listeners travel as duplicates, at any depth, or are handed over with `give`.
+        Arguments and results are pickled. Big buffers among them (arrays, `bytes`, `bytearray`, `memoryview`) are
+        copied once; or not at all, if they lie in memory of `fdpool.allocate` and its like, or arrived that way and
+        were not written. They arrive as the pool's `mapping` says. Sockets, files, eventfds, memfds, pidfds and trio's
+        sockets, streams and listeners travel as duplicates, at any depth, or are handed over with `give`.
 
         Waits for a free worker, in the order of the calls.
 
@@ -104,7 +129,8 @@ class Pool:
 
         Raises:
           TypeError, AttributeError, pickle.PicklingError: something cannot be pickled; nothing was sent.
-          ValueError: a handle among the arguments is closed; nothing was sent.
+          ValueError: a handle among the arguments is closed, or they are larger than `memory_budget`; nothing was sent.
+          OSError: there is no memory to copy them to (ENOMEM, ENOSPC, EFBIG); nothing was sent.
           WorkerDied: the worker ended while it ran this call. Other calls are not affected.
           PoolBroken: workers keep dying without having run anything.
           trio.ClosedResourceError: the pool was closed, before or during the call.
@@ -119,19 +145,26 @@ class Pool:
                 f"a {type(function).__name__} cannot be called: run_sync takes the function, then its arguments"
             )
         name = _name_of(function)
-        packed = pack((function, args, kwargs))
-        try:
-            operation, message = await self._perform(name, packed)
-        finally:
-            packed.close()
+        call = await self._perform_within_budget(name, gather((function, args, kwargs), self._mapping))
+        message, parcel = call.message, call.parcel
+        assert message is not None
+        assert parcel is not None
         with message:
-            body = memoryview(message.payload)[HEADER_BYTES:]
-            if operation is Operation.RESULT:
-                value: T = unpack(body, message.handles)
-                return value
-            type_name, text, trace, pickled = unpack(body, message.handles)
+            try:
+                if call.operation is Operation.RESULT:
+                    value: T = unpack(parcel, message.handles)
+                    return value
+                type_name, text, trace, pickled = unpack(parcel, message.handles)
+            except RemoteProtocolError:
+                if call.worker is not None:
+                    call.worker.kill()
+                raise
         error = _rebuild(type_name, text, trace, pickled)
         raise error from (None if isinstance(error, RemoteError) else RemoteTraceback(trace))
+
+    def memory_statistics(self) -> MemoryStatistics:
+        """Return what of this process's memory is in use, and what each worker has been lent."""
+        return self._memory.statistics()
 
     def map_sync(
         self, function: Callable[..., T], *iterables: Iterable[Any], ordered: bool = True, buffer: int | None = None
@@ -158,9 +191,24 @@ class Pool:
         call = partial(self.run_sync, function)
         return open_results(call, zip(*iterables, strict=False), ordered=ordered, limit=limit)
 
+    async def _perform_within_budget(self, name: str, gathered: Gathered) -> _Call:
+        """Copy what has to be copied when there is room for it, and have the call run."""
+        nbytes = gathered.nbytes
+        if nbytes:
+            await self._memory.budget.acquire(nbytes)
+        try:
+            packed = gathered.pack()
+            try:
+                return await self._perform(name, packed)
+            finally:
+                packed.close()
+        finally:
+            if nbytes:
+                self._memory.budget.release(nbytes)
+
     @trio.lowlevel.enable_ki_protection
-    async def _perform(self, name: str, packed: Packed) -> tuple[Operation, Message]:
-        """Have a call run; return the answer."""
+    async def _perform(self, name: str, packed: Packed) -> _Call:
+        """Have a call run; return it with its answer."""
         await trio.lowlevel.checkpoint_if_cancelled()
         call = _Call(next(self._numbers), name, packed)
         self._submit(call)
@@ -174,8 +222,7 @@ class Pool:
             raise
         if call.error is not None:
             raise call.error
-        assert call.message is not None
-        return call.operation, call.message
+        return call
 
     async def _abandon(self, call: _Call) -> None:
         """Stop a call nobody waits for any more; it is stopped when this returns."""
@@ -190,6 +237,7 @@ class Pool:
                 await worker.exited.wait()
         if call.message is not None:
             call.message.close()
+            call.parcel = None
 
     def _submit(self, call: _Call) -> None:
         if self._unavailable is not None:
@@ -204,21 +252,22 @@ class Pool:
         call.worker = worker
         self._running[call.number] = call
         flags = REPORT_BEGUN if call.packed.given else 0
-        payload = encode(Operation.RUN, call.number, call.packed.data, flags)
+        call.wrapped = wrapped = self._memory.wrap(worker, call.packed)
+        payload = encode(Operation.RUN, call.number, wrapped.body, flags)
         try:
-            worker.channel.send_nowait(payload, call.packed.handles)
+            worker.channel.send_nowait(payload, wrapped.handles)
         except trio.WouldBlock:
-            self._nursery.start_soon(self._send_patiently, call, worker, payload)
+            self._nursery.start_soon(self._send_patiently, call, worker, payload, wrapped)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # It is dead and the supervisor is about to say so; the call goes to another worker then.
             pass
         except (OSError, TypeError, ValueError) as exc:
             self._unsendable(call, worker, exc)
 
-    async def _send_patiently(self, call: _Call, worker: WorkerProcess, payload: bytes) -> None:
+    async def _send_patiently(self, call: _Call, worker: WorkerProcess, payload: bytes, wrapped: Wrapped) -> None:
         """Send a call that takes several datagrams, or has to wait for descriptors in flight to land."""
         try:
-            await worker.channel.send(payload, call.packed.handles)
+            await worker.channel.send(payload, wrapped.handles)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except (OSError, TypeError, ValueError) as exc:
@@ -226,6 +275,8 @@ class Pool:
 
     def _unsendable(self, call: _Call, worker: WorkerProcess, error: Exception) -> None:
         del self._running[call.number]
+        if call.wrapped is not None:
+            self._memory.take_back(worker, call.wrapped)
         call.fail(error)
         self._next_for(worker)
 
@@ -252,6 +303,10 @@ class Pool:
 
     def worker_said(self, worker: WorkerProcess, operation: Operation, number: int, message: Message) -> None:
         """Take in an answer, or the news that a call's handles have arrived."""
+        if operation is Operation.MEMORY:
+            with message:
+                self._memory.take_in(worker, operation, message)
+            return
         call = self._running.get(number)
         if call is None or call.worker is not worker:
             message.close()
@@ -260,18 +315,32 @@ class Pool:
         if operation is Operation.BEGUN:
             message.close()
             return
+        try:
+            parcel = self._memory.take_in(worker, operation, message)
+        except BaseException as exc:
+            message.close()
+            if not isinstance(exc, OSError):
+                raise
+            self._failed_to_arrive(worker, call, exc)
+            return
         del self._running[number]
         worker.answered_call = number
-        call.finish(operation, message)
+        call.finish(operation, message, parcel)
         self._next_for(worker)
 
     def worker_lost_handles(self, worker: WorkerProcess, number: int, error: FdLimitError) -> None:
         """Fail the call whose answer came without its handles."""
-        call = self._running.pop(number, None)
+        call = self._running.get(number)
         if call is not None and call.worker is worker:
-            worker.answered_call = number
-            call.fail(error)
-            self._next_for(worker)
+            self._memory.decline(worker, error.data)
+            self._failed_to_arrive(worker, call, error)
+
+    def _failed_to_arrive(self, worker: WorkerProcess, call: _Call, error: OSError) -> None:
+        """Fail a call whose answer there is no room for; its worker is free again."""
+        del self._running[call.number]
+        worker.answered_call = call.number
+        call.fail(error)
+        self._next_for(worker)
 
     def worker_misbehaved(self, worker: WorkerProcess, error: RemoteProtocolError) -> None:
         """Fail the call that runs on a worker which is not believed any more."""
@@ -283,6 +352,7 @@ class Pool:
         """Fail the call that had begun on a dead worker; one that had not runs elsewhere."""
         if worker in self._idle:
             self._idle.remove(worker)
+        self._memory.worker_exited(worker)
         begun = worker.page.begun_call
         for call in self._calls_on(worker):
             del self._running[call.number]
@@ -310,7 +380,12 @@ class Pool:
 
 @asynccontextmanager
 async def open_pool(
-    workers: int | None = None, *, restart: Restart | None = None, grace_period: float = 1.0
+    workers: int | None = None,
+    *,
+    restart: Restart | None = None,
+    grace_period: float = 1.0,
+    mapping: MappingMode = "private",
+    memory_budget: int | None = None,
 ) -> AsyncIterator[Pool]:
     """Open a pool of worker processes.
 
@@ -321,9 +396,13 @@ async def open_pool(
       workers: How many processes; as many as this one has processors to run on by default.
       restart: When a worker that dies outside of any call is replaced, and when the pool gives up.
       grace_period: Seconds that running calls have to finish once the block has ended.
+      mapping: How big buffers among the arguments and results arrive: "private", writable without having been
+          copied, and nobody else sees the writes; "readonly"; or "copy", in ordinary memory.
+      memory_budget: How many bytes calls under way may have copied for their workers; further calls wait, in order.
+          No limit by default. What lies in memory of `fdpool.allocate` and its like is not copied, nor counted.
 
     Raises:
-      ValueError: *workers* is less than 1, or *grace_period* negative.
+      ValueError: *workers* is less than 1, *grace_period* negative, *memory_budget* less than 1, or *mapping* unknown.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
     """
     size = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -331,19 +410,28 @@ async def open_pool(
         raise ValueError(f"workers is {workers}: a pool needs at least 1")
     if grace_period < 0:
         raise ValueError(f"grace_period is {grace_period} seconds: it cannot be negative")
+    if memory_budget is not None and memory_budget < 1:
+        raise ValueError(f"memory_budget is {memory_budget} bytes: nothing fits into that")
+    if mapping not in MODES:
+        raise ValueError(f"mapping is {mapping!r}, and not one of {', '.join(MODES)}")
     if functions.is_loading_main:
         raise RuntimeError(
             "this pool is opened while a worker loads the script, to find a function in it: put the part that "
             "opens pools behind `if __name__ == '__main__':`"
         )
     async with open_background() as nursery:
-        pool = Pool(size, Restart() if restart is None else restart, nursery)
+        memory = Warehouse(memory_budget)
+        pool = Pool(size, Restart() if restart is None else restart, nursery, memory, mapping)
         nursery.start_soon(pool._supervisor.run)
+        nursery.start_soon(memory.run)
         try:
             yield pool
         finally:
             pool._refuse(lambda: trio.ClosedResourceError("the pool was closed"))
-            await pool._supervisor.stop(grace_period)
+            try:
+                await pool._supervisor.stop(grace_period)
+            finally:
+                memory.close()
 
 
 def _rebuild(type_name: str, text: str, trace: str, pickled: bytes) -> Exception:

@@ -23,9 +23,11 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"kernel", "protocol", "errors"},
     "process": {"channel", "transport", "kernel", "protocol", "errors"},
     "supervisor": {"process", "transport", "kernel", "protocol", "errors"},
+    "warehouse": {"memory", "process", "transport", "kernel", "protocol", "errors"},
     "mapping": {"background"},
     "pool": {
         "mapping",
+        "warehouse",
         "background",
         "supervisor",
         "process",

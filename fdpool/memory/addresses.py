@@ -20,10 +20,14 @@ class Place(Protocol):
 _places: dict[int, tuple[int, weakref.ref[Place]]] = {}
 _starts: list[int] | None = []
 
+has_shared = False
+"""Whether this process has ever had memory that everybody may write: that travels by reference however small."""
 
-def add_place(mapping: Mapping, place: Place) -> None:
+
+def add_place(mapping: Mapping, place: Place, *, is_shared: bool = False) -> None:
     """Take note that *mapping* belongs to *place*."""
-    global _starts
+    global _starts, has_shared
+    has_shared = has_shared or is_shared
     _places[mapping.address] = (mapping.address + mapping.length, weakref.ref(place))
     _starts = None
 
@@ -35,8 +39,11 @@ def remove_place(address: int) -> None:
     _starts = None
 
 
-def keeper_of(address: int, length: int) -> Any:
-    """Return whoever keeps the *length* bytes at *address* in use, or None if that is ordinary memory."""
+def keeper_of(address: int, length: int) -> tuple[Any, int]:
+    """Return whoever keeps the *length* bytes at *address* in use, and where they are in what is mapped there.
+
+    That is None for ordinary memory.
+    """
     global _starts
     starts = _starts
     if starts is None:
@@ -44,7 +51,8 @@ def keeper_of(address: int, length: int) -> Any:
         starts = _starts = sorted(_places)
     index = bisect_right(starts, address)
     found = _places.get(starts[index - 1]) if index else None
-    if found is None or address + length > found[0]:
-        return None
-    place = found[1]()
-    return None if place is None else place.keeper_at(address - starts[index - 1], length)
+    place = found[1]() if found is not None and address + length <= found[0] else None
+    if place is None:
+        return None, 0
+    offset = address - starts[index - 1]
+    return place.keeper_at(offset, length), offset

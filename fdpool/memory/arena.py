@@ -26,6 +26,10 @@ HUGE_BLOCK_BYTES: Final = 32 << 20
 """A block over this has a segment of its own, which goes back to the kernel by itself."""
 
 
+IDLE_SECONDS: Final = 5.0
+"""Memory that nobody has used for so long goes back to the kernel."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArenaStatistics:
     """What an arena holds.

@@ -1,111 +1,125 @@
 """Pickle with handles and big buffers beside the stream instead of inside it.
 
-Everything that goes into a call or comes out of one passes through `pack` and `unpack`.
+Everything that goes into a call or comes out of one passes through `gather` and `unpack`.
 
-Buffers of arrays (pickle 5, out of band) are collected and mapped on the other side. Big `bytes` and
-`bytearray`, which pickle never puts out of band, reach the file being pickled to as the very objects they
-are, whatever the depth they were found at; so they too are copied once into the memfd, and once out of it,
-which is what it takes to make a `bytes`.
+Buffers of arrays (pickle 5, out of band) are copied into this process's arena once, unless they lie in memory
+already that the other side can map: then they travel by reference. Big `bytes` and `bytearray`, which pickle
+never puts out of band, reach the file being pickled to as the very objects they are, whatever the depth they
+were found at; so they too are copied once into the arena, and once out of it, which is what it takes to make
+a `bytes`.
 """
 
 from __future__ import annotations
 
-import array
 import io
-import mmap
 import pickle
-import struct
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from fdpool.errors import RemoteProtocolError
-from fdpool.kernel import HasFileno, MemFd, OwnedFd
 from fdpool.memory import handles as handle_module
-from fdpool.memory.bulk import MappedBulk, offsets_for, write_bulk
+from fdpool.memory.arena import arena
 from fdpool.memory.functions import Unimportable, check_importable, main_module
 from fdpool.memory.handles import Arrived, Lent, reducer_for
+from fdpool.memory.parcel import MODES, Packed, Parcel, Part
+from fdpool.memory.references import References
+from fdpool.memory.views import reduce_view
+from fdpool.protocol.memory import decode_triples
 
 if TYPE_CHECKING:
     import socket
 
+    from fdpool.kernel import OwnedFd
+    from fdpool.memory.received import MappingMode
+
 OUT_OF_BAND_BYTES: Final = 32 * 1024
 """Smaller buffers are cheaper inside the pickle than in a memfd (measured: docs/performance.md)."""
 
-INLINE_BYTES: Final = 60 * 1024
-"""A longer pickle rides in the memfd, a shorter one in the datagram, where 64 KiB must hold the headers too."""
-
-_HEADER: Final = struct.Struct("<BIQQ")
-_HAS_BULK: Final = 0x1
-_TAIL_IN_BULK: Final = 0x2
+INLINE_BYTES: Final = 48 * 1024
+"""A longer pickle lies in the arena, a shorter one in the datagram, where 64 KiB must hold the headers too."""
 
 
-@dataclass(slots=True)
-class Packed:
-    """Objects ready to travel: bytes for a message's payload, and the handles that go with them.
+class Gathered:
+    """Objects pickled, and their memory not yet copied.
 
     Attributes:
-      data: At most `INLINE_BYTES` and a header.
-      handles: Lent by their owners, but for the first, which is `bulk` if there is one.
-      given: What to close here once it has arrived.
+      nbytes: How much of the arena `pack` will take.
     """
 
-    data: bytes
-    handles: list[HasFileno]
-    given: list[Any] = field(default_factory=list)
-    bulk: MemFd | None = None
+    def __init__(self, sink: _Sink, mode: MappingMode) -> None:
+        self._sink = sink
+        self._mode = mode
+        self._stream_bytes = sum(map(len, sink.stream)) + 24 * len(sink.references)
+        self.nbytes = sink.references.copied_bytes
+        if self._stream_bytes > INLINE_BYTES:
+            self.nbytes += self._stream_bytes
 
-    def close(self) -> None:
-        """Let go of the memory the buffers were put in; what was sent stays alive on its way."""
-        if self.bulk is not None:
-            self.bulk.close()
+    def pack(self) -> Packed:
+        """Copy what has to be copied; return what can be sent. To be closed once that was done.
+
+        Raises:
+          OSError: no memory (ENOMEM, ENOSPC), over `RLIMIT_FSIZE` (EFBIG), or no descriptor free (EMFILE).
+        """
+        sink, references = self._sink, self._sink.references
+        parts = references.parts()
+        stream: list[memoryview | bytes] = [references.table(len(parts)), *sink.stream]
+        tail, tail_at = b"", (0, 0, 0)
+        if self._stream_bytes <= INLINE_BYTES:
+            tail = b"".join(stream)
+        if self.nbytes:
+            block = arena().allocate(self.nbytes)
+            memory = block.view(0, self.nbytes)
+            position = references.copy_into(memory)
+            if not tail:
+                tail_at = len(parts), position, self._stream_bytes
+                for piece in stream:
+                    memory[position : position + len(piece)] = piece
+                    position += len(piece)
+            parts.append(Part(block, block.offset, self.nbytes))
+        mode = MODES.index(self._mode)
+        return Packed(tail, tail_at, len(references), mode, parts, sink.lent.handles, sink.lent.given)
 
 
-def pack(value: Any) -> Packed:
-    """Take *value* apart for another process. `close()` the result once it was sent.
+def gather(value: Any, mode: MappingMode = "private") -> Gathered:
+    """Take *value* apart for another process.
+
+    Args:
+      mode: How the receiver is to map its buffers.
 
     Raises:
       Exception: whatever pickling *value* raises; most often `pickle.PicklingError`, `TypeError` or
           `AttributeError`. Nothing is left behind.
-      OSError: no memory for its buffers.
     """
-    sink = _pickle(value)
-    # Where each buffer lies follows from the lengths, which go before the pickle.
-    lengths = array.array("Q", [buffer.nbytes for buffer in sink.buffers])
-    tail = [memoryview(lengths).cast("B"), *sink.stream]
-    tail_length = sum(map(len, tail))
-    count = len(sink.buffers)
-    if not count and tail_length <= INLINE_BYTES:
-        return Packed(_HEADER.pack(0, 0, 0, tail_length) + b"".join(tail), sink.lent.handles, sink.lent.given)
-    if tail_length <= INLINE_BYTES:
-        bulk = write_bulk(sink.buffers)
-        data = _HEADER.pack(_HAS_BULK, count, 0, tail_length) + b"".join(tail)
-    else:
-        bulk = write_bulk(sink.buffers, tail)
-        _, tail_offset = offsets_for(buffer.nbytes for buffer in sink.buffers)
-        data = _HEADER.pack(_HAS_BULK | _TAIL_IN_BULK, count, tail_offset, tail_length)
-    return Packed(data, [bulk, *sink.lent.handles], sink.lent.given, bulk)
+    return Gathered(_pickle(value), mode)
 
 
-def unpack(data: memoryview, handles: list[OwnedFd | socket.socket]) -> Any:
-    """Put together what `pack` took apart.
+def pack(value: Any, mode: MappingMode = "private") -> Packed:
+    """Take *value* apart and copy what has to be copied. Raises as `gather` and `Gathered.pack` do."""
+    return gather(value, mode).pack()
+
+
+def unpack(parcel: Parcel, handles: list[OwnedFd | socket.socket]) -> Any:
+    """Put together what `pack` took apart; give up the parcel.
 
     Args:
-      data: The bytes of `Packed.data`.
-      handles: What came with them; given up, and closed where nothing is rebuilt from it.
+      parcel: What the exchange made of the message.
+      handles: What came with it; given up, and closed where nothing is rebuilt from it.
 
     Raises:
       RemoteProtocolError: the sender broke the rules of this format.
       Exception: whatever loading the objects raises.
     """
-    try:
-        stream, buffers = _open_parcel(data, handles)
-    except BaseException:
-        Arrived(handles).close()
-        raise
     arrived = Arrived(handles)
     try:
-        return _Unpickler(stream, buffers, arrived).load()
+        stream = parcel.tail()
+        buffers = []
+        if parcel.buffers:
+            table, stream = decode_triples(stream, parcel.buffers)
+            buffers = [parcel.buffer(*place) for place in table]
+        # A view holds what it needs; the lease of a part that nothing was built from ends here.
+        parcel.close()
+        file = io.BytesIO(stream) if parcel.is_inline else _ViewFile(stream)
+        return _Unpickler(file, buffers, arrived).load()
     finally:
+        parcel.close()
         arrived.close()
 
 
@@ -126,37 +140,14 @@ def unpack_in_band(data: bytes) -> Any:
     return _Unpickler(io.BytesIO(data), [], Arrived([])).load()
 
 
-def _open_parcel(data: memoryview, handles: list[OwnedFd | socket.socket]) -> tuple[Any, list[memoryview]]:
-    """Return the pickle as a file and the buffers beside it; take the memfd they are in off *handles*."""
-    if data.nbytes < _HEADER.size:
-        raise RemoteProtocolError(f"{data.nbytes} bytes are too short for a header of {_HEADER.size}", bytes(data))
-    flags, count, tail_offset, tail_length = _HEADER.unpack_from(data)
-    if not flags & _HAS_BULK:
-        return io.BytesIO(data[_HEADER.size :]), []
-    memfd = handles[0] if handles else None
-    if not isinstance(memfd, MemFd):
-        raise RemoteProtocolError("the buffers should be in a memfd, and none came")
-    del handles[0]
-    with memfd:
-        bulk = MappedBulk(memfd)
-    tail = bulk.view(tail_offset, tail_length) if flags & _TAIL_IN_BULK else data[_HEADER.size :]
-    if count * 8 > tail.nbytes:
-        raise RemoteProtocolError(f"a table of {count} buffers does not fit into {tail.nbytes} bytes")
-    lengths = array.array("Q", tail[: count * 8].tobytes())
-    offsets, _ = offsets_for(lengths)
-    buffers = list(map(bulk.view, offsets, lengths))
-    stream = tail[count * 8 :]
-    return _ViewFile(stream) if flags & _TAIL_IN_BULK else io.BytesIO(stream), buffers
-
-
 class _Sink:
     """What pickling leaves behind: the stream in pieces, the big buffers, the handles."""
 
-    __slots__ = ("_out_of_band", "buffers", "lent", "stream")
+    __slots__ = ("_out_of_band", "lent", "references", "stream")
 
     def __init__(self, *, out_of_band: bool) -> None:
         self.stream: list[memoryview] = []
-        self.buffers: list[memoryview] = []
+        self.references = References()
         self.lent = Lent()
         self._out_of_band = out_of_band
 
@@ -166,11 +157,7 @@ class _Sink:
 
     def keep_out_of_band(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer out of the pickle, or return True to leave it in."""
-        raw = buffer.raw()
-        if raw.nbytes < OUT_OF_BAND_BYTES or not self._out_of_band:
-            return True
-        self.buffers.append(raw)
-        return False
+        return not self._out_of_band or not self.references.add(buffer.raw(), OUT_OF_BAND_BYTES)
 
 
 class _Reducing:
@@ -182,8 +169,9 @@ class _Reducing:
         reducer = reducer_for(value)
         if reducer is not None:
             return reducer(self.sink.lent, value)
-        if type(value) in (memoryview, mmap.mmap):
-            return _reduce_view(memoryview(value))
+        reduced = reduce_view(value)
+        if reduced is not None:
+            return reduced
         check_importable(value)
         return self.reduce_other(value)
 
@@ -235,7 +223,7 @@ def _pickle_by_value(value: Any, sink: _Sink) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: Any, buffers: list[memoryview], arrived: Arrived) -> None:
+    def __init__(self, stream: Any, buffers: list[memoryview | bytearray], arrived: Arrived) -> None:
         super().__init__(stream, buffers=buffers)
         self._arrived = arrived
 
@@ -273,20 +261,3 @@ class _ViewFile:
         line = rest[: rest.find(b"\n") + 1] or rest
         self._position += len(line)
         return line
-
-
-def _reduce_view(view: memoryview) -> tuple[Any, tuple[Any, ...]]:
-    """Take a memoryview apart: its bytes out of band, its shape beside them."""
-    if not view.c_contiguous:
-        # Strides would make the other side's view refer to bytes that did not travel.
-        view = memoryview(view.tobytes()).cast("B").cast(view.format, view.shape)  # type: ignore[call-overload]
-    return rebuild_view, (pickle.PickleBuffer(view), view.format, view.shape)
-
-
-def rebuild_view(buffer: Any, layout: str, shape: tuple[int, ...]) -> memoryview:
-    """Return a view of *buffer*, writable if the original was, of the original's format and shape."""
-    view = memoryview(buffer)
-    if (view.format, view.shape) == (layout, shape):
-        return view
-    view = view.cast("B")
-    return view if 0 in shape else view.cast(layout, shape)  # type: ignore[call-overload]

@@ -88,7 +88,7 @@ class Segment:
             self.fd.close()
             raise
         self.mapping.prefer_huge_pages()
-        add_place(self.mapping, self)
+        add_place(self.mapping, self, is_shared=is_shared)
         self._free = [(0, size)]
         self._starts: list[int] = []
         self._blocks: dict[int, weakref.ref[Block]] = {}

@@ -16,17 +16,25 @@ from typing import TYPE_CHECKING, Any, Final
 from fdpool.errors import FdLimitError
 from fdpool.kernel import MemFd, PidFd
 from fdpool.kernel.process_control import die_with_parent
+from fdpool.memory.arena import IDLE_SECONDS, arena
+from fdpool.memory.exchange import Exchange
 from fdpool.memory.functions import set_main_loader
-from fdpool.memory.pickling import Packed, pack, pack_in_band, unpack
+from fdpool.memory.pickling import pack, pack_in_band, unpack
+from fdpool.memory.received import watch_pages
 from fdpool.protocol.page import ControlPage
-from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, Operation, decode, encode
+from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, TRIM, Operation, decode, encode
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
 from fdpool.worker.main_module import load_main
 
 if TYPE_CHECKING:
+    from fdpool.memory.parcel import Packed, Parcel
     from fdpool.transport import Message
 
 EXIT_CHANNEL_LOST: Final = 70  # EX_SOFTWARE, sysexits.h
+
+PROMPT_BYTES: Final = 1 << 20
+"""Arguments up to this are let go before the answer is sent, which then says so; larger ones after it, as looking
+through their pages takes time that the caller need not wait for."""
 
 
 def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
@@ -58,50 +66,82 @@ def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
 
 
 def _serve(channel: BlockingChannel, page: ControlPage) -> None:
+    exchange = Exchange()
+    arena().retain()
+    watch_pages()
     while True:
         try:
             message = channel.receive()
         except FdLimitError as exc:
             # The call's handles are lost, but not the call: its payload says whose it was.
-            _, _, call, _ = decode(exc.data, TO_WORKER)
+            _, _, call, body = decode(exc.data, TO_WORKER)
             page.begun_call = call
-            channel.send_bytes(encode(Operation.ERROR, call, _pack_error(exc).data))
+            exchange.decline(body)
+            _send_packed(channel, exchange, Operation.ERROR, call, _pack_error(exc))
             continue
         operation, flags, call, body = decode(message.payload, TO_WORKER)
         if operation is Operation.STOP:
             return
-        page.begun_call = call
-        if flags & REPORT_BEGUN:
-            channel.send_bytes(encode(Operation.BEGUN, call))
-        _answer(channel, call, body, message)
+        if operation is Operation.MEMORY:
+            exchange.take_in(body, message.handles)
+            if flags & TRIM:
+                arena().trim(IDLE_SECONDS)
+        else:
+            page.begun_call = call
+            if flags & REPORT_BEGUN:
+                channel.send_bytes(encode(Operation.BEGUN, call))
+            _answer(channel, exchange, call, body, message)
+        news = exchange.news()
+        if news is not None:
+            channel.send_bytes(encode(Operation.MEMORY, 0, news.body))
 
 
-def _answer(channel: BlockingChannel, call: int, body: memoryview, message: Message) -> None:
+def _answer(channel: BlockingChannel, exchange: Exchange, call: int, body: memoryview, message: Message) -> None:
     """Run one call and send what came of it."""
-    had_handles = bool(message.handles)
+    try:
+        parcel = exchange.take_in(body, message.handles)
+        assert parcel is not None, "every call has a parcel"
+    except OSError as exc:
+        message.close()
+        _send_packed(channel, exchange, Operation.ERROR, call, _pack_error(exc))
+        return
+    keep = bool(message.handles) or parcel.lent_bytes > PROMPT_BYTES
     # What the call leaves behind stays here until it has been answered, so that it can be dropped in one place.
     remains: list[object] = []
-    operation, packed = _run(body, message, remains)
+    operation, packed = _run(parcel, message, remains)
+    handles = packed.handles
+    if not keep and not handles:
+        remains.clear()
     try:
-        outgoing = channel.outgoing(encode(operation, call, packed.data), packed.handles)
+        _send_packed(channel, exchange, operation, call, packed)
     except (OSError, TypeError, ValueError) as exc:
         exc.add_note("raised by a handle in the result: it was closed, or there are too many")
-        channel.send_bytes(encode(Operation.ERROR, call, _pack_error(exc).data))
-    else:
-        channel.send(outgoing)
-    packed.close()
-    if had_handles or packed.handles:
+        _send_packed(channel, exchange, Operation.ERROR, call, _pack_error(exc))
+    if remains:
         with warnings.catch_warnings():
             # Handles that the task neither kept nor closed are closed here, which is what its author may expect.
             warnings.simplefilter("ignore", ResourceWarning)
-            packed.handles.clear()
+            handles.clear()
             remains.clear()
 
 
-def _run(body: memoryview, message: Message, remains: list[object]) -> tuple[Operation, Packed]:
+def _send_packed(channel: BlockingChannel, exchange: Exchange, operation: Operation, call: int, packed: Packed) -> None:
+    """Send an answer. Raises as `BlockingChannel.outgoing` does, and nothing was sent then."""
+    wrapped = exchange.wrap(packed)
+    try:
+        outgoing = channel.outgoing(encode(operation, call, wrapped.body), wrapped.handles)
+    except BaseException:
+        exchange.take_back(wrapped)
+        raise
+    finally:
+        packed.close()
+    channel.send(outgoing)
+
+
+def _run(parcel: Parcel, message: Message, remains: list[object]) -> tuple[Operation, Packed]:
     function: Any = None
     try:
-        function, args, kwargs = unpack(body, message.handles)
+        function, args, kwargs = unpack(parcel, message.handles)
         remains.append((args, kwargs))
         value = function(*args, **kwargs)
         remains.append(value)
@@ -109,7 +149,7 @@ def _run(body: memoryview, message: Message, remains: list[object]) -> tuple[Ope
         remains.append(exc)
         return Operation.ERROR, _pack_error(exc)
     try:
-        return Operation.RESULT, pack(value)
+        return Operation.RESULT, pack(value, parcel.mode)
     except BaseException as exc:
         exc.add_note(f"raised while packing the result of {_name_of(function)}, a {type(value).__name__}")
         return Operation.ERROR, _pack_error(exc)

@@ -76,7 +76,7 @@ def test_blocks_never_overlap_and_nothing_is_lost(steps: list[int | float]) -> N
             del views[int(step * len(views))]
     for view, number in views:
         assert bytes(view) == bytes([number]) * view.nbytes
-        assert not view.nbytes or keeper_of(address_of(view), view.nbytes).length == whole_pages(view.nbytes)
+        assert not view.nbytes or keeper_of(address_of(view), view.nbytes)[0].length == whole_pages(view.nbytes)
     assert own.statistics().used_bytes == sum(whole_pages(view.nbytes) for view, _ in views)
     view = memoryview(b"")
     views.clear()
@@ -208,8 +208,8 @@ def test_a_forked_child_does_not_use_its_parents_arena() -> None:
 def test_addresses_of_ordinary_memory_belong_to_nobody(own_arena: Arena) -> None:
     block = own_arena.allocate(1000)
     address = address_of(block.view(0, 1))
-    assert keeper_of(address, 1000) is block
-    assert keeper_of(address + block.length, 1) is None
-    assert keeper_of(address, block.length + 1) is None
-    assert keeper_of(address_of(b"ordinary"), 8) is None
-    assert keeper_of(1, 1) is None
+    assert keeper_of(address, 1000) == (block, block.offset)
+    assert keeper_of(address + block.length, 1)[0] is None
+    assert keeper_of(address, block.length + 1)[0] is None
+    assert keeper_of(address_of(b"ordinary"), 8)[0] is None
+    assert keeper_of(1, 1)[0] is None
