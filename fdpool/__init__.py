@@ -43,9 +43,11 @@ _HOMES = {
     ),
     "memory.allocation": ("allocate", "copy", "empty", "zeros"),
     "memory.handles": ("give",),
+    "memory.shared": ("Shared",),
     "pool": ("Pool", "open_pool"),
     "protocol.restart": ("Backoff", "Restart"),
     "transport": ("Message",),
+    "warehouse": ("MemoryStatistics", "WorkerMemory"),
     "kernel": (
         "EventFd",
         "MemFd",

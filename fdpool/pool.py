@@ -24,7 +24,7 @@ from fdpool.mapping import Results, open_results
 from fdpool.memory import functions
 from fdpool.memory.handles import close_given
 from fdpool.memory.parcel import MODES
-from fdpool.memory.pickling import gather, unpack, unpack_in_band
+from fdpool.memory.pickling import gather, share, unpack, unpack_in_band
 from fdpool.process.settings import encode_settings
 from fdpool.protocol.restart import Restart
 from fdpool.protocol.tasks import REPORT_BEGUN, Operation, encode
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fdpool.memory.parcel import Packed, Parcel
     from fdpool.memory.pickling import Gathered
     from fdpool.memory.received import MappingMode
+    from fdpool.memory.shared import Shared
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
 
@@ -161,6 +162,21 @@ class Pool:
                 raise
         error = _rebuild(type_name, text, trace, pickled)
         raise error from (None if isinstance(error, RemoteError) else RemoteTraceback(trace))
+
+    async def share(self, value: T) -> Shared[T]:
+        """Pickle *value* once, for any number of calls: pass the returned object to them, at any depth.
+
+        The task gets *value* as it was loaded in its worker the first time it was used there. It is not pickled
+        again, and its big buffers are mapped and not copied; see `Shared` for how long it lives.
+
+        Raises:
+          TypeError, AttributeError, pickle.PicklingError: something cannot be pickled, or is a handle.
+          OSError: no memory for it.
+
+        Cancellation: a checkpoint, before anything is done.
+        """
+        await trio.lowlevel.checkpoint()
+        return share(value, self._mapping)
 
     def memory_statistics(self) -> MemoryStatistics:
         """Return what of this process's memory is in use, and what each worker has been lent."""

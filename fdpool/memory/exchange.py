@@ -99,20 +99,27 @@ class Exchange:
 
     def wrap(self, packed: Packed | None = None) -> Wrapped:
         """Make the body of a message: the news, and *packed* with a lease for each part of memory it refers to."""
-        if packed is not None and not packed.parts and not self.has_news:
+        if packed is not None and not packed.parts and not packed.shared and not self.has_news:
             # Most calls carry nothing big.
             return Wrapped(NO_NEWS + self._parcel(packed, []), packed.handles, News(), [], ())
         segments: dict[int, tuple[Segment | ReceivedSegment, HasFileno]] = {}
         parts = packed.parts if packed is not None else ()
         extents = [self._extent(part, segments) for part in parts]
+        extents_lent = list(extents)
         news = self._collect_news()
+        for shared in packed.shared if packed is not None else ():
+            if shared.number not in self._known:
+                shared.peers.add(self)
+                shares = [self._extent(part, segments) for part in shared.packed.parts]
+                news.shares.append((shared.number, self._parcel(shared.packed, shares)))
+                extents_lent += shares
         news.segments = [(number, s.size, int(s.is_shared)) for number, (s, _) in segments.items()]
         handles = [fd for _, fd in segments.values()]
         body = news.encode()
         if packed is not None:
             body += self._parcel(packed, extents)
             handles += packed.handles
-        return Wrapped(body, handles, news, [extent.lease for extent in extents if extent.lease], parts)
+        return Wrapped(body, handles, news, [extent.lease for extent in extents_lent if extent.lease], parts)
 
     def take_back(self, wrapped: Wrapped) -> None:
         """Undo `wrap`: the message could not be sent."""
@@ -136,12 +143,17 @@ class Exchange:
           OSError: no memory or address space to map what came; what it lent has been given back.
         """
         news, rest = decode_news(body)
+        if news.shares and self.keeps_fds:
+            raise RemoteProtocolError("a worker has nothing to share")
         try:
             self._map_announced(news, handles)
         except OSError:
-            self._settle(news)
-            self._decline(rest)
+            self._decline_all(news, rest)
             raise
+        for number, data in news.shares:
+            # Sent until it is known to have arrived, so it may come more than once.
+            self.shared_objects.setdefault(number, self._open(memoryview(data)))
+            self._mapped.append(number)
         parcel = self._open(rest) if rest.nbytes else None
         # After the parcel was opened: what it refers to may be what the same message says it needs no longer.
         self._settle(news)
@@ -153,9 +165,7 @@ class Exchange:
         Raises:
           RemoteProtocolError: it is malformed.
         """
-        news, rest = decode_news(body)
-        self._settle(news)
-        self._decline(rest)
+        self._decline_all(*decode_news(body))
 
     def lease_ended(self, number: int) -> None:
         """Tell the peer, with the next message, that a lease has ended. From any thread, at any moment."""
@@ -180,6 +190,7 @@ class Exchange:
             if not segment.is_shared:
                 segment.kept_fd = None
         self._segments.clear()
+        self.shared_objects.clear()
 
     @staticmethod
     def _parcel(packed: Packed, extents: list[Extent]) -> bytes:
@@ -214,7 +225,7 @@ class Exchange:
             while numbers and len(collected) < MAX_ENDED_PER_MESSAGE:
                 collected.append(numbers.popleft())
         # A segment that is announced again later is a new one: numbers are never used twice.
-        self._known.difference_update(news.retired)
+        self._known.difference_update(news.retired, news.dropped)
         return news
 
     def _put_back(self, news: News) -> None:
@@ -289,11 +300,13 @@ class Exchange:
         for number in news.dropped:
             self.shared_objects.pop(number, None)
 
-    def _decline(self, rest: memoryview) -> None:
-        if rest.nbytes:
-            extent_count = _parcel_header(rest)[2]
-            extents, _ = decode_extents(rest[PARCEL.size :], extent_count)
-            self._ended.extend(extent.lease for extent in extents if extent.lease)
+    def _decline_all(self, news: News, rest: memoryview) -> None:
+        """Take in what needs no descriptor, and end every lease that was given for what is not looked at."""
+        self._settle(news)
+        for parcel in (*(memoryview(data) for _, data in news.shares), rest):
+            if parcel.nbytes:
+                extents, _ = decode_extents(parcel[PARCEL.size :], _parcel_header(parcel)[2])
+                self._ended.extend(extent.lease for extent in extents if extent.lease)
 
     def _notify(self) -> None:
         if self._on_news is not None:

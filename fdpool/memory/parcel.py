@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fdpool.memory.exchange import Exchange
     from fdpool.memory.received import KeptFd, Lease, MappingMode
     from fdpool.memory.segment import Block
+    from fdpool.memory.shared import Shared
 
 PARCEL: Final = struct.Struct("<BBIIQQI")
 """Flags, mapping mode, number of extents; the extent, offset and length of a tail that is not inline; buffers."""
@@ -52,6 +53,7 @@ class Packed:
       parts: The memory referred to.
       handles: Lent by their owners.
       given: What to close here once it has arrived.
+      shared: The shared objects that the pickle speaks of.
     """
 
     tail: bytes
@@ -61,6 +63,7 @@ class Packed:
     parts: list[Part]
     handles: list[HasFileno] = field(default_factory=list)
     given: list[Any] = field(default_factory=list)
+    shared: list[Shared[Any]] = field(default_factory=list)
 
     @property
     def flags(self) -> int:
@@ -70,6 +73,7 @@ class Packed:
     def close(self) -> None:
         """Let go of the memory; the leases that were given keep what they are for."""
         self.parts.clear()
+        self.shared.clear()
 
 
 class Parcel:

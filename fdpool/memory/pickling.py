@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import io
 import pickle
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from fdpool.errors import RemoteProtocolError
 from fdpool.memory import handles as handle_module
 from fdpool.memory.arena import arena
 from fdpool.memory.functions import Unimportable, check_importable, main_module
 from fdpool.memory.handles import Arrived, Lent, reducer_for
 from fdpool.memory.parcel import MODES, Packed, Parcel, Part
 from fdpool.memory.references import References
+from fdpool.memory.shared import Shared, shared_object
 from fdpool.memory.views import reduce_view
 from fdpool.protocol.memory import decode_triples
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     import socket
 
     from fdpool.kernel import OwnedFd
+    from fdpool.memory.exchange import Exchange
     from fdpool.memory.received import MappingMode
 
 OUT_OF_BAND_BYTES: Final = 32 * 1024
@@ -44,13 +48,12 @@ class Gathered:
       nbytes: How much of the arena `pack` will take.
     """
 
-    def __init__(self, sink: _Sink, mode: MappingMode) -> None:
+    def __init__(self, sink: _Sink, mode: MappingMode, inline_bytes: int = INLINE_BYTES) -> None:
         self._sink = sink
         self._mode = mode
         self._stream_bytes = sum(map(len, sink.stream)) + 24 * len(sink.references)
-        self.nbytes = sink.references.copied_bytes
-        if self._stream_bytes > INLINE_BYTES:
-            self.nbytes += self._stream_bytes
+        self._is_inline = self._stream_bytes <= inline_bytes
+        self.nbytes = sink.references.copied_bytes + (0 if self._is_inline else self._stream_bytes)
 
     def pack(self) -> Packed:
         """Copy what has to be copied; return what can be sent. To be closed once that was done.
@@ -62,7 +65,7 @@ class Gathered:
         parts = references.parts()
         stream: list[memoryview | bytes] = [references.table(len(parts)), *sink.stream]
         tail, tail_at = b"", (0, 0, 0)
-        if self._stream_bytes <= INLINE_BYTES:
+        if self._is_inline:
             tail = b"".join(stream)
         if self.nbytes:
             block = arena().allocate(self.nbytes)
@@ -75,7 +78,7 @@ class Gathered:
                     position += len(piece)
             parts.append(Part(block, block.offset, self.nbytes))
         mode = MODES.index(self._mode)
-        return Packed(tail, tail_at, len(references), mode, parts, sink.lent.handles, sink.lent.given)
+        return Packed(tail, tail_at, len(references), mode, parts, sink.lent.handles, sink.lent.given, sink.shared)
 
 
 def gather(value: Any, mode: MappingMode = "private") -> Gathered:
@@ -89,6 +92,20 @@ def gather(value: Any, mode: MappingMode = "private") -> Gathered:
           `AttributeError`. Nothing is left behind.
     """
     return Gathered(_pickle(value), mode)
+
+
+def share(value: Any, mode: MappingMode = "private") -> Shared[Any]:
+    """Pickle *value* into the arena, all of it, to be loaded any number of times.
+
+    Raises:
+      Exception: whatever pickling it raises; handles in it are a `pickle.PicklingError`.
+      OSError: as `Gathered.pack`.
+    """
+    sink = _pickle(value)
+    if sink.lent.handles or sink.shared:
+        raise pickle.PicklingError("a handle, or another Shared, cannot be part of a shared object")
+    gathered = Gathered(sink, mode, inline_bytes=-1)
+    return Shared(gathered.pack(), gathered.nbytes)
 
 
 def pack(value: Any, mode: MappingMode = "private") -> Packed:
@@ -109,18 +126,36 @@ def unpack(parcel: Parcel, handles: list[OwnedFd | socket.socket]) -> Any:
     """
     arrived = Arrived(handles)
     try:
-        stream = parcel.tail()
-        buffers = []
-        if parcel.buffers:
-            table, stream = decode_triples(stream, parcel.buffers)
-            buffers = [parcel.buffer(*place) for place in table]
+        return _load(parcel, arrived)
+    finally:
         # A view holds what it needs; the lease of a part that nothing was built from ends here.
         parcel.close()
-        file = io.BytesIO(stream) if parcel.is_inline else _ViewFile(stream)
-        return _Unpickler(file, buffers, arrived).load()
-    finally:
-        parcel.close()
         arrived.close()
+
+
+def _load(parcel: Parcel, arrived: Arrived) -> Any:
+    stream = parcel.tail()
+    buffers = []
+    if parcel.buffers:
+        table, stream = decode_triples(stream, parcel.buffers)
+        buffers = [parcel.buffer(*place) for place in table]
+    file = io.BytesIO(stream) if parcel.is_inline else _ViewFile(stream)
+    return _Unpickler(file, buffers, arrived, parcel.exchange).load()
+
+
+def _load_shared(exchange: Exchange | None, number: int) -> Any:
+    """Return a shared object, loading it if this is its first use here.
+
+    Raises:
+      RemoteProtocolError: the peer has not sent it.
+      Exception: whatever loading it raises; then the next use tries again.
+    """
+    objects = {} if exchange is None else exchange.shared_objects
+    if number not in objects:
+        raise RemoteProtocolError(f"shared object {number} was never sent, or dropped before it was used")
+    if isinstance(objects[number], Parcel):
+        objects[number] = _load(objects[number], Arrived([]))
+    return objects[number]
 
 
 def pack_in_band(value: Any) -> bytes:
@@ -137,19 +172,20 @@ def pack_in_band(value: Any) -> bytes:
 
 def unpack_in_band(data: bytes) -> Any:
     """Load what `pack_in_band` made."""
-    return _Unpickler(io.BytesIO(data), [], Arrived([])).load()
+    return _Unpickler(io.BytesIO(data), [], Arrived([]), None).load()
 
 
 class _Sink:
     """What pickling leaves behind: the stream in pieces, the big buffers, the handles."""
 
-    __slots__ = ("_out_of_band", "lent", "references", "stream")
+    __slots__ = ("is_out_of_band", "lent", "references", "shared", "stream")
 
     def __init__(self, *, out_of_band: bool) -> None:
         self.stream: list[memoryview] = []
         self.references = References()
         self.lent = Lent()
-        self._out_of_band = out_of_band
+        self.shared: list[Shared[Any]] = []
+        self.is_out_of_band = out_of_band
 
     def write(self, data: bytes | bytearray) -> None:
         # The pickler writes a big bytes or bytearray as itself: kept by reference, it is not copied here.
@@ -157,7 +193,7 @@ class _Sink:
 
     def keep_out_of_band(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer out of the pickle, or return True to leave it in."""
-        return not self._out_of_band or not self.references.add(buffer.raw(), OUT_OF_BAND_BYTES)
+        return not self.is_out_of_band or not self.references.add(buffer.raw(), OUT_OF_BAND_BYTES)
 
 
 class _Reducing:
@@ -169,6 +205,9 @@ class _Reducing:
         reducer = reducer_for(value)
         if reducer is not None:
             return reducer(self.sink.lent, value)
+        if type(value) is Shared and self.sink.is_out_of_band:
+            self.sink.shared.append(value)
+            return shared_object, (value.number,)
         reduced = reduce_view(value)
         if reduced is not None:
             return reduced
@@ -223,13 +262,18 @@ def _pickle_by_value(value: Any, sink: _Sink) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: Any, buffers: list[memoryview | bytearray], arrived: Arrived) -> None:
+    def __init__(
+        self, stream: Any, buffers: list[memoryview | bytearray], arrived: Arrived, exchange: Exchange | None
+    ) -> None:
         super().__init__(stream, buffers=buffers)
         self._arrived = arrived
+        self._exchange = exchange
 
     def find_class(self, module: str, name: str) -> Any:
         if module == handle_module.__name__:
             return self._arrived.rebuilder(name)
+        if module == shared_object.__module__ and name == shared_object.__name__:
+            return partial(_load_shared, self._exchange)
         if module in ("__main__", "__mp_main__"):
             return super().find_class(main_module(), name)
         return super().find_class(module, name)

@@ -16,8 +16,9 @@ from fdpool.errors import RemoteProtocolError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_NEWS: Final = struct.Struct("<5I")
-NO_NEWS: Final = _NEWS.pack(0, 0, 0, 0, 0)
+_NEWS: Final = struct.Struct("<6I")
+_SHARE: Final = struct.Struct("<QI")
+NO_NEWS: Final = _NEWS.pack(0, 0, 0, 0, 0, 0)
 """The beginning of most bodies."""
 
 _WORD: Final = 8
@@ -39,10 +40,11 @@ class News:
 
     Attributes:
       segments: Number, size and whether everybody may write it, of each segment to be mapped.
-      mapped: Numbers of the receiver's segments that the sender has mapped by now.
+      mapped: Numbers of the receiver's segments and shared objects that the sender has by now.
       ended: Leases that the receiver gave and the sender needs no longer.
       retired: Numbers of the sender's segments that are to be unmapped.
       dropped: Numbers of the sender's shared objects that are to be forgotten.
+      shares: Number and parcel of each shared object that the message may speak of.
     """
 
     segments: list[tuple[int, int, int]] = field(default_factory=list)
@@ -50,9 +52,10 @@ class News:
     ended: list[int] = field(default_factory=list)
     retired: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
+    shares: list[tuple[int, bytes]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.segments or self.mapped or self.ended or self.retired or self.dropped)
+        return bool(self.segments or self.shares or self.mapped or self.ended or self.retired or self.dropped)
 
     def encode(self) -> bytes:
         """Lay the news out as the beginning of a message's body."""
@@ -62,7 +65,8 @@ class News:
         words = array("Q", [word for segment in self.segments for word in segment])
         for numbers in lists:
             words.extend(numbers)
-        return _NEWS.pack(len(self.segments), *map(len, lists)) + words.tobytes()
+        shares = b"".join(_SHARE.pack(number, len(parcel)) + parcel for number, parcel in self.shares)
+        return _NEWS.pack(len(self.segments), *map(len, lists), len(self.shares)) + words.tobytes() + shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +99,20 @@ def decode_news(body: memoryview) -> tuple[News, memoryview]:
     counts = _NEWS.unpack_from(body)
     if not any(counts):
         return News(), body[_NEWS.size :]
-    segments, *others = counts
+    segments, *others, share_count = counts
     words, rest = _words(body[_NEWS.size :], segments * _WORDS_PER_SEGMENT + sum(others))
     taken = iter(words)
     triples = [(next(taken), next(taken), next(taken)) for _ in range(segments)]
-    lists = [[next(taken) for _ in range(count)] for count in others]
-    return News(triples, *lists), rest
+    mapped, ended, retired, dropped = ([next(taken) for _ in range(count)] for count in others)
+    shares = []
+    for _ in range(share_count):
+        number, length = _SHARE.unpack_from(rest) if rest.nbytes >= _SHARE.size else (0, rest.nbytes + 1)
+        rest = rest[_SHARE.size :]
+        if length > rest.nbytes:
+            raise RemoteProtocolError(f"a shared object of {length} bytes does not fit into {rest.nbytes}", bytes(body))
+        shares.append((number, bytes(rest[:length])))
+        rest = rest[length:]
+    return News(triples, mapped, ended, retired, dropped, shares), rest
 
 
 def encode_extents(extents: Iterable[Extent]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,67 @@ def footprint() -> dict[str, int]:
         "rss": int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES,
         "used": arena().statistics().used_bytes,
     }
+
+
+class Table:
+    """Counts how often it is pickled, and, where it is loaded, how often that happens."""
+
+    pickled = 0
+    loaded = 0
+
+    def __init__(self, arrays: list[Any]) -> None:
+        self.arrays = arrays
+
+    def __getstate__(self) -> list[Any]:
+        Table.pickled += 1
+        return self.arrays
+
+    def __setstate__(self, arrays: list[Any]) -> None:
+        Table.loaded += 1
+        self.arrays = arrays
+
+
+def look_up(table: Table, number: int) -> tuple[int, float, int]:
+    return os.getpid(), float(table.arrays[number].sum()), Table.loaded
+
+
+class LoadsTheSecondTime:
+    attempts = 0
+
+    def __reduce__(self) -> Any:
+        return load_second_time, ()
+
+
+def load_second_time() -> str:
+    LoadsTheSecondTime.attempts += 1
+    if LoadsTheSecondTime.attempts < 2:
+        raise ValueError("not yet")
+    return "loaded"
+
+
+def forge(body: bytes, wanted: str) -> None:
+    """Answer the running call past the worker's loop, with a body of its own making, and wait for what follows."""
+    from fdpool.protocol.tasks import Operation, encode
+    from tests.support.tasks import is_datagram_socket
+
+    number = next(n for n in map(int, os.listdir("/proc/self/fd")) if is_datagram_socket(n))
+    channel = next(value for value in gc.get_objects() if type(value).__name__ == "BlockingChannel")
+    assert channel._fd == number
+    call = next(value for value in gc.get_objects() if type(value).__name__ == "ControlPage").begun_call
+    channel.send_bytes(encode(Operation[wanted], call, body))
+    signal.pause()
+
+
+def limit_file_size(limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def summary(*values: Any) -> list[tuple[int, int]]:
+    """Return length and last byte of each value."""
+    return [(view.nbytes, view[-1]) for view in (memoryview(value).cast("B") for value in values)]
+
+
+def make_huge(length: int) -> Any:
+    memory = fdpool.allocate(length)
+    memory[-1] = 9
+    return memory
