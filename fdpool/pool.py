@@ -91,6 +91,11 @@ class _Call:
         self.error = error
         self._wake()
 
+    def stop_waiting(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """Let the caller be cancelled: an answer that comes before its task runs must not wake it a second time."""
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
     def _wake(self) -> None:
         if self.task is not None:
             trio.lowlevel.reschedule(self.task)
@@ -231,7 +236,7 @@ class Pool:
         try:
             if not call.is_done:
                 call.task = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(lambda _raise: trio.lowlevel.Abort.SUCCEEDED)
+                await trio.lowlevel.wait_task_rescheduled(call.stop_waiting)
         except BaseException:
             call.task = None
             await self._abandon(call)

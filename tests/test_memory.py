@@ -485,7 +485,7 @@ async def test_calls_wait_for_room_in_order_and_can_be_cancelled() -> None:
                 await pool.run_sync(tasks.digest, np.zeros(nbytes, "u1"))
                 order.append(number)
 
-            for number, nbytes in enumerate([2_000_000, 2_500_000, 600_000, 600_000]):
+            for number, nbytes in enumerate([2_000_000, 2_500_000, 600_000, 2_900_000]):
                 nursery.start_soon(one, number, nbytes)
                 await trio.testing.wait_all_tasks_blocked()
                 if number == 1:

@@ -107,10 +107,14 @@ async def test_it_works_without_a_page_map(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_nothing_is_put_into_dev_shm(pool: Pool) -> None:
-    before = set(Path("/dev/shm").glob("*"))
+    before = named_memory()
     result = await pool.run_sync(tasks.identity, np.ones(1_000_000) + fdpool.zeros(1_000_000))
     assert result[0] == 1.0
-    assert set(Path("/dev/shm").glob("*")) <= before
+    assert named_memory() <= before
+
+
+def named_memory() -> set[Path]:
+    return set(Path("/dev/shm").glob("*"))
 
 
 def available_bytes() -> int:
