@@ -102,11 +102,6 @@ class Parcel:
         """Whether the tail came in the message itself."""
         return self._tail_at is None
 
-    @property
-    def lent_bytes(self) -> int:
-        """Bytes of other processes that it keeps in use."""
-        return sum(lease.length for lease in self.leases)
-
     def tail(self) -> memoryview:
         """Return the table of buffers and the pickle behind it.
 

@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 
 EXIT_CHANNEL_LOST: Final = 70  # EX_SOFTWARE, sysexits.h
 
-PROMPT_BYTES: Final = 1 << 20
-"""Arguments up to this are let go before the answer is sent, which then says so; larger ones after it, as looking
-through their pages takes time that the caller need not wait for."""
-
 
 def run_worker(channel_fd: int, page_fd: int, supervisor_fd: int) -> int:
     """Serve calls on inherited descriptors; return the exit code."""
@@ -91,9 +87,8 @@ def _serve(channel: BlockingChannel, page: ControlPage) -> None:
             if flags & REPORT_BEGUN:
                 channel.send_bytes(encode(Operation.BEGUN, call))
             _answer(channel, exchange, call, body, message)
-        news = exchange.news()
-        if news is not None:
-            channel.send_bytes(encode(Operation.MEMORY, 0, news.body))
+        if exchange.has_news:
+            channel.send_bytes(encode(Operation.MEMORY, 0, exchange.wrap().body))
 
 
 def _answer(channel: BlockingChannel, exchange: Exchange, call: int, body: memoryview, message: Message) -> None:
@@ -105,12 +100,14 @@ def _answer(channel: BlockingChannel, exchange: Exchange, call: int, body: memor
         message.close()
         _send_packed(channel, exchange, Operation.ERROR, call, _pack_error(exc))
         return
-    keep = bool(message.handles) or parcel.lent_bytes > PROMPT_BYTES
+    had_handles = bool(message.handles)
     # What the call leaves behind stays here until it has been answered, so that it can be dropped in one place.
     remains: list[object] = []
     operation, packed = _run(parcel, message, remains)
     handles = packed.handles
-    if not keep and not handles:
+    if not had_handles and not handles:
+        # Arguments that end now are given back by the answer itself. Finding the pages they were written in costs
+        # a hundredth of what the task did to touch them.
         remains.clear()
     try:
         _send_packed(channel, exchange, operation, call, packed)
