@@ -8,7 +8,7 @@ Run Python work in other Linux processes from trio, with any file descriptor as 
         |
      supervisor                               which processes, when, how many
      ┌──┴───────────┐
-     process/      memory/                    one worker's life | objects as they travel: handles, buffers, pickles
+     process/      memory/                    one worker's life | objects as they travel; arenas and leases
      └──┬───────────┘
      channel  doorbell                        trio: waiting and cancelling
         |

@@ -157,7 +157,14 @@ class Warehouse:
         is_answer = operation in (Operation.RESULT, Operation.ERROR)
         if is_answer:
             self._answered(worker, exchange)
-        parcel = exchange.take_in(body, message.handles)
+        try:
+            parcel = exchange.take_in(body, message.handles)
+        except OSError as exc:
+            if is_answer:
+                raise
+            raise RemoteProtocolError(
+                "a segment was announced where nothing refers to it, and cannot be mapped"
+            ) from exc
         if (parcel is not None) != is_answer:
             raise RemoteProtocolError(f"a message {operation.name} {'without' if is_answer else 'with'} a parcel")
         return parcel

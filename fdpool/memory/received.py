@@ -6,6 +6,7 @@ import os
 import weakref
 from bisect import bisect_right, insort
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from fdpool.kernel.mapping import PAGE_BYTES, Mapping
@@ -113,11 +114,12 @@ class ReceivedSegment:
         """Drop what was written between *start* and *end*, which nobody looks at any more."""
         assert self.private is not None
         first, last = self.private.address + start, self.private.address + end
-        if _pagemap is None or end - start <= _SMALL_BYTES:
-            self.private.drop(start, end - start)
-        else:
-            for run_start, run_end in _pagemap.written(first, last):
-                self.private.drop(run_start - self.private.address, run_end - run_start)
+        runs = [(first, last)]
+        if _pagemap is not None and end - start > _SMALL_BYTES:
+            with suppress(OSError, ValueError):  # just closed by another thread: then all of it goes
+                runs = list(_pagemap.written(first, last))
+        for run_start, run_end in runs:
+            self.private.drop(run_start - self.private.address, run_end - run_start)
         self._ended.append(start)
 
     def is_written(self, offset: int, length: int) -> bool:
