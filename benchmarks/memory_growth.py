@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import trio
-import trio.testing
 
 import fdpool
 
@@ -114,7 +113,9 @@ async def one_pickling_for_eight_workers() -> bool:
     """Share a dict of 100 MB of arrays; compare with pickling it for each of 8 workers."""
     table = {key: np.full(125_000, key, "f8") for key in range(100)}
     async with fdpool.open_pool(8) as pool:
-        await trio.testing.wait_all_tasks_blocked(0.5)
+        async with trio.open_nursery() as nursery:  # they start, and import NumPy
+            for key in range(32):
+                nursery.start_soon(pool.run_sync, look_up, {key: table[key]}, key)
         started = time.perf_counter()
         shared = await pool.share(table)
         pickled = time.perf_counter()

@@ -106,8 +106,8 @@ def _answer(channel: BlockingChannel, exchange: Exchange, call: int, body: memor
     operation, packed = _run(parcel, message, remains)
     handles = packed.handles
     if not had_handles and not handles:
-        # Arguments that end now are given back by the answer itself. Finding the pages they were written in costs
-        # a hundredth of what the task did to touch them.
+        # Arguments that end now are given back by the answer itself, which looking for the pages that were written
+        # delays: by 2 ms and more for each GiB that this worker has touched there, by 8 µs for what it never did.
         remains.clear()
     try:
         _send_packed(channel, exchange, operation, call, packed)
