@@ -143,10 +143,12 @@ def memcpy_seconds(size: int) -> float:
 async def measure(rounds: int, largest: int) -> tuple[Figures, dict[int, float]]:
     """Return the seconds of every round, by pool, size and way; and those of a plain copy, by size."""
     figures: Figures = {}
+    copies: dict[int, float] = {}
     sizes = [size for size in SIZES if size <= largest]
     openers = peers()
     for size in sizes:
         repeat = 20 if size <= 1 << 20 else 3
+        copies[size] = memcpy_seconds(size)
         for name, open_peer in openers.items():
             async with open_peer() as call:
                 for way in WAYS:
@@ -156,7 +158,7 @@ async def measure(rounds: int, largest: int) -> tuple[Figures, dict[int, float]]
                         seconds = await measure_one(call, size, way)
                         if number >= 0:
                             figures.setdefault((name, size, way), []).append(seconds)
-    return figures, {size: memcpy_seconds(size) for size in sizes}
+    return figures, copies
 
 
 def show(figures: Figures, copies: dict[int, float]) -> None:
