@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
+from fdpool.errors import RemoteProtocolError
 from fdpool.memory.exceptions import rebuild
-from fdpool.memory.pickling import Packed, unpack
-from fdpool.protocol.tasks import HEADER_BYTES, Operation
+from fdpool.memory.parcel import MODES
+from fdpool.memory.pickling import unpack
+from fdpool.protocol.tasks import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fdpool.memory.exchange import Wrapped
+    from fdpool.memory.parcel import Packed, Parcel
+    from fdpool.memory.received import MappingMode
+    from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
 
 OnCancel = Literal["interrupt", "kill", "wait"]
@@ -29,15 +35,19 @@ class CallOptions:
           it at once. `"wait"` lets the call finish: it cannot be cancelled, and returns its result.
       grace_period: Seconds an interrupted call has to end.
       retries: How often the call is run again if its worker dies, which only its caller can know to be harmless.
+      mapping: How its big buffers arrive.
     """
 
     on_cancel: OnCancel = "interrupt"
     grace_period: float = 1.0
     retries: int = 0
+    mapping: MappingMode = "private"
 
     def __post_init__(self) -> None:
         if self.on_cancel not in ("interrupt", "kill", "wait"):
             raise ValueError(f"on_cancel is {self.on_cancel!r}: it is one of 'interrupt', 'kill', 'wait'")
+        if self.mapping not in MODES:
+            raise ValueError(f"mapping is {self.mapping!r}, and not one of {', '.join(MODES)}")
         if self.grace_period < 0:
             raise ValueError(f"grace_period is {self.grace_period} seconds: it cannot be negative")
         if self.retries < 0:
@@ -59,8 +69,11 @@ class Call:
         "operation",
         "options",
         "packed",
+        "parcel",
         "retries",
         "task",
+        "worker",
+        "wrapped",
     )
 
     def __init__(self, number: int, name: str, packed: Packed, options: CallOptions) -> None:
@@ -72,6 +85,9 @@ class Call:
         self.task: trio.lowlevel.Task | None = None
         self.operation = Operation.RESULT
         self.message: Message | None = None
+        self.parcel: Parcel | None = None
+        self.worker: WorkerProcess | None = None
+        self.wrapped: Wrapped | None = None
         self.error: Exception | None = None
         self.is_abandoned = False
         self.is_async = False
@@ -88,9 +104,9 @@ class Call:
         begins, self.begins = self.begins, None
         return begins is None or begins()
 
-    def finish(self, operation: Operation, message: Message) -> None:
+    def finish(self, operation: Operation, message: Message, parcel: Parcel) -> None:
         """Take in the answer, and wake the caller."""
-        self.operation, self.message = operation, message
+        self.operation, self.message, self.parcel = operation, message, parcel
         self._wake()
 
     def fail(self, error: Exception) -> None:
@@ -115,11 +131,18 @@ class Call:
         if self.error is not None:
             raise self.error
         assert self.message is not None
+        assert self.parcel is not None
         with self.message as message:
-            body = memoryview(message.payload)[HEADER_BYTES:]
+            try:
+                value = unpack(self.parcel, message.handles)
+            except RemoteProtocolError:
+                # Whoever breaks the rules once cannot be believed again.
+                if self.worker is not None:
+                    self.worker.kill()
+                raise
             if self.operation is Operation.RESULT:
-                return unpack(body, message.handles)
-            error = rebuild(unpack(body, message.handles))
+                return value
+            error = rebuild(value)
         # From its cause, which rebuilding has set: the traceback it had over there.
         raise error from error.__cause__
 

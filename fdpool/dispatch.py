@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from fdpool.calls import Call
     from fdpool.kernel import ExitStatus
+    from fdpool.memory.exchange import Wrapped
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
+    from fdpool.warehouse import Warehouse
 
 SHORT_SECONDS: Final = 0.002
 """Calls that take less on average are sent ahead: waiting for this process costs them a tenth of that or more."""
@@ -69,11 +71,15 @@ class Dispatcher:
 
     Args:
       nursery: Where it can run tasks as long as the pool is open.
+      memory: What the workers are lent, and lend.
       grace_period: Seconds that a retired worker has to end.
       max_tasks: After how many calls a worker is retired, or None.
     """
 
-    def __init__(self, nursery: trio.Nursery, grace_period: float, max_tasks: int | None = None) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, memory: Warehouse, grace_period: float, max_tasks: int | None = None
+    ) -> None:
+        self._memory = memory
         self.waiting: deque[Call] = deque()
         self.numbers = count(1)
         self._seats: dict[WorkerProcess, Seat] = {}
@@ -127,6 +133,7 @@ class Dispatcher:
                 await worker.exited.wait()
         if call.message is not None:
             call.message.close()
+            call.parcel = None
 
     async def _cancel_async(self, call: Call, seat: Seat) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -172,23 +179,25 @@ class Dispatcher:
             seat.calls.append(call)
         seat.since = trio.current_time()
         call.is_long = False
-        payload = self._payload(call)
+        call.worker = seat.worker
         try:
-            seat.worker.channel.send_nowait(payload, call.packed.handles)
+            call.wrapped = self._memory.wrap(seat.worker, call.packed)
+            seat.worker.channel.send_nowait(self._payload(call, call.wrapped), call.wrapped.handles)
         except (trio.WouldBlock, trio.BusyResourceError):
             call.is_long = True
-            self._nursery.start_soon(self._send_patiently, call, seat, payload)
+            self._nursery.start_soon(self._send_patiently, call, seat)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # The worker is dead, and the supervisor is about to say so; the call goes to another one then.
             pass
         except (OSError, TypeError, ValueError) as exc:
             self._unsendable(call, seat, exc)
 
-    async def _send_patiently(self, call: Call, seat: Seat, payload: bytes) -> None:
+    async def _send_patiently(self, call: Call, seat: Seat) -> None:
         """Send a call that takes several datagrams, or has to wait for descriptors in flight to land."""
+        assert call.wrapped is not None
         try:
             async with seat.worker.sending:
-                await seat.worker.channel.send(payload, call.packed.handles)
+                await seat.worker.channel.send(self._payload(call, call.wrapped), call.wrapped.handles)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except (OSError, TypeError, ValueError) as exc:
@@ -196,13 +205,20 @@ class Dispatcher:
 
     def _unsendable(self, call: Call, seat: Seat, error: Exception) -> None:
         if self._remove(call.number, seat) is not None:
+            self._unwrap(call)
             call.fail(error)
             self._release(seat)
 
-    def _payload(self, call: Call) -> bytes:
+    def _unwrap(self, call: Call) -> None:
+        """Undo what was noted about memory for a call that was not sent, or was taken back."""
+        if call.wrapped is not None and call.worker is not None:
+            self._memory.take_back(call.worker, call.wrapped)
+            call.wrapped = None
+
+    def _payload(self, call: Call, wrapped: Wrapped) -> bytes:
         flags = REPORT_BEGUN if call.packed.given else 0
         operation = Operation.RUN_ASYNC if call.is_async else Operation.RUN
-        return encode(operation, call.number, call.packed.data, flags)
+        return encode(operation, call.number, wrapped.body, flags)
 
     def _release(self, seat: Seat) -> None:
         """Find something to do for a worker that has done something."""
@@ -236,13 +252,18 @@ class Dispatcher:
         if not call.may_begin():
             self.waiting.popleft()
             return True
+        call.worker = seat.worker
+        call.wrapped = self._memory.wrap(seat.worker, call.packed)
         try:
-            seat.worker.channel.send_nowait(self._payload(call), call.packed.handles)
+            seat.worker.channel.send_nowait(self._payload(call, call.wrapped), call.wrapped.handles)
         except trio.WouldBlock:
+            self._unwrap(call)
             return False
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            self._unwrap(call)
             return True
         except (OSError, TypeError, ValueError) as exc:
+            self._unwrap(call)
             self.waiting.popleft().fail(exc)
             return True
         seat.calls.append(self.waiting.popleft())
@@ -258,13 +279,24 @@ class Dispatcher:
         """Take what a worker has not received back to the head of the line: the call sent ahead, or all it has."""
         taken = []
         for payload in seat.worker.take_back():
-            _, _, number, _ = decode(payload, TO_WORKER)
+            operation, _, number, _ = decode(payload, TO_WORKER)
+            if operation is Operation.MEMORY:
+                # News of memory that lay between the calls: said again.
+                self._nursery.start_soon(self._send_again, seat, payload)
+                continue
             call = self._remove(number, seat)
+            if call is not None:
+                self._unwrap(call)
             if call is not None and not call.is_abandoned:
                 taken.append(call)
         self.waiting.extendleft(reversed(taken))
         if seat.is_free and not seat.worker.is_condemned and seat not in self._idle:
             self._idle.append(seat)
+
+    async def _send_again(self, seat: Seat, payload: bytes) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with seat.worker.sending:
+                await seat.worker.channel.send(payload)
 
     def _remove(self, number: int, seat: Seat) -> Call | None:
         """Take the call of that number off a worker's list, if it is there."""
@@ -286,6 +318,10 @@ class Dispatcher:
 
     def worker_said(self, worker: WorkerProcess, operation: Operation, number: int, message: Message) -> None:
         """Take in an answer, or the news that a call's handles have arrived."""
+        if operation is Operation.MEMORY:
+            with message:
+                self._memory.take_in(worker, operation, message)
+            return
         seat = self._seats.get(worker)
         call = self._running_on(seat, number)
         if seat is None or call is None:
@@ -295,13 +331,22 @@ class Dispatcher:
         if operation is Operation.BEGUN:
             message.close()
             return
+        try:
+            parcel = self._memory.take_in(worker, operation, message)
+        except BaseException as exc:
+            message.close()
+            if not isinstance(exc, OSError):
+                raise
+            self._fail_answered(seat, call, exc)
+            return
+        assert parcel is not None
         self._answered(seat, call)
         if self._unavailable is not None and worker.page.cancelled_call == number and not call.is_abandoned:
             # It was interrupted because the pool is closing, and not on its caller's behalf.
             message.close()
             call.fail(self._unavailable())
         else:
-            call.finish(operation, message)
+            call.finish(operation, message, parcel)
         self._release(seat)
 
     def worker_lost_handles(self, worker: WorkerProcess, number: int, error: FdLimitError) -> None:
@@ -309,9 +354,14 @@ class Dispatcher:
         seat = self._seats.get(worker)
         call = self._running_on(seat, number)
         if seat is not None and call is not None:
-            self._answered(seat, call)
-            call.fail(error)
-            self._release(seat)
+            self._memory.decline(worker, error.data)
+            self._fail_answered(seat, call, error)
+
+    def _fail_answered(self, seat: Seat, call: Call, error: OSError) -> None:
+        """Fail a call whose answer there is no room for; its worker is free again."""
+        self._answered(seat, call)
+        call.fail(error)
+        self._release(seat)
 
     def worker_misbehaved(self, worker: WorkerProcess, error: RemoteProtocolError) -> None:
         """Fail the call that runs on a worker which is not believed any more."""
@@ -332,6 +382,7 @@ class Dispatcher:
     def worker_exited(self, worker: WorkerProcess, status: ExitStatus) -> bool:
         """Fail the call that had begun on a dead worker; those that had not run elsewhere."""
         seat = self._seats.pop(worker, None)
+        self._memory.worker_exited(worker)
         begun = worker.page.begun_call
         if seat is None:
             return False

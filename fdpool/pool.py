@@ -15,7 +15,7 @@ from fdpool.dispatch import Dispatcher
 from fdpool.life import Terms
 from fdpool.mapping import MapOptions, Results, open_results
 from fdpool.memory import functions
-from fdpool.memory.pickling import Packed, pack, pack_in_band
+from fdpool.memory.pickling import gather, pack_in_band, share
 from fdpool.process.cpus import default_workers
 from fdpool.process.launch import ExecLauncher
 from fdpool.process.settings import encode_settings, worker_settings
@@ -25,12 +25,17 @@ from fdpool.protocol.ladder import Ladder
 from fdpool.protocol.limits import Limits
 from fdpool.protocol.restart import Restart
 from fdpool.supervisor import Supervisor
+from fdpool.warehouse import MemoryStatistics, Warehouse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
     from fdpool.calls import OnCancel
+    from fdpool.memory.parcel import Packed
+    from fdpool.memory.pickling import Gathered
+    from fdpool.memory.received import MappingMode
+    from fdpool.memory.shared import Shared
     from fdpool.process.launch import Launcher
     from fdpool.process.worker_process import WorkerProcess
 
@@ -41,14 +46,22 @@ Start = Literal["zygote", "exec"]
 class Pool:
     """Worker processes that run functions; made by `open_pool`. To be used from the trio thread that opened it."""
 
-    def __init__(self, supervisor: Supervisor, dispatcher: Dispatcher, size: int, options: CallOptions) -> None:
+    def __init__(
+        self, supervisor: Supervisor, dispatcher: Dispatcher, memory: Warehouse, size: int, options: CallOptions
+    ) -> None:
+        self._memory = memory
         self._supervisor = supervisor
         self._dispatcher = dispatcher
         self._size = size
         self._options = options
 
     def options(
-        self, *, on_cancel: OnCancel | None = None, grace_period: float | None = None, retries: int | None = None
+        self,
+        *,
+        on_cancel: OnCancel | None = None,
+        grace_period: float | None = None,
+        retries: int | None = None,
+        mapping: MappingMode | None = None,
     ) -> Pool:
         """Return the same pool, its calls treated otherwise; what is not given stays as it is.
 
@@ -58,20 +71,22 @@ class Pool:
               it at once. `"wait"` lets the call finish: it cannot be cancelled, and returns its result.
           grace_period: Seconds an interrupted call has to end.
           retries: How often a call is run again if its worker dies. Say so only of a call that may run twice.
+          mapping: How big buffers arrive, there and back; see `open_pool`.
 
         Raises:
           ValueError: an option has no such value.
         """
-        given = {"on_cancel": on_cancel, "grace_period": grace_period, "retries": retries}
+        given = {"on_cancel": on_cancel, "grace_period": grace_period, "retries": retries, "mapping": mapping}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return Pool(self._supervisor, self._dispatcher, self._size, replace(self._options, **changes))
+        return Pool(self._supervisor, self._dispatcher, self._memory, self._size, replace(self._options, **changes))
 
     async def run_sync(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call `function(*args, **kwargs)` in a worker, and return what it returns.
 
-        Arguments and results are pickled. Big buffers among them (arrays, `bytes`, `bytearray`, `memoryview`) travel in
-        sealed memory and arrive writable; sockets, files, eventfds, memfds, pidfds and trio's sockets, streams and
-        listeners travel as duplicates, at any depth, or are handed over with `give`.
+        Arguments and results are pickled. Big buffers among them (arrays, `bytes`, `bytearray`, `memoryview`) are
+        copied once; or not at all, if they lie in memory of `fdpool.allocate` and its like, or arrived that way and
+        were not written. They arrive as the pool's `mapping` says. Sockets, files, eventfds, memfds, pidfds and trio's
+        sockets, streams and listeners travel as duplicates, at any depth, or are handed over with `give`.
 
         Waits for a free worker, in the order of the calls.
 
@@ -81,7 +96,8 @@ class Pool:
 
         Raises:
           TypeError, AttributeError, pickle.PicklingError: something cannot be pickled; nothing was sent.
-          ValueError: a handle among the arguments is closed; nothing was sent.
+          ValueError: a handle among the arguments is closed, or they are larger than `memory_budget`; nothing was sent.
+          OSError: there is no memory to copy them to (ENOMEM, ENOSPC, EFBIG); nothing was sent.
           WorkerDied: the worker ended while it ran this call. Other calls are not affected.
           PoolBroken: workers keep dying without having run anything.
           trio.ClosedResourceError: the pool was closed, before or during the call.
@@ -129,11 +145,8 @@ class Pool:
             )
         if not is_async and inspect.iscoroutinefunction(function):
             raise TypeError(f"{name_of(function)} is an async function: call it with run, not with run_sync")
-        packed = pack((function, args, kwargs))
-        try:
-            call = await self._perform(name_of(function), packed, begins, is_async)
-        finally:
-            packed.close()
+        gathered = gather((function, args, kwargs), self._options.mapping)
+        call = await self._perform_within_budget(name_of(function), gathered, begins, is_async)
         return call.outcome()
 
     def map_sync(
@@ -171,6 +184,25 @@ class Pool:
         options = MapOptions(self._size, ordered, chunksize, buffer, return_exceptions, progress)
         return open_results(options, self.run_sync, function, iterables)
 
+    async def share(self, value: T) -> Shared[T]:
+        """Pickle *value* once, for any number of calls: pass the returned object to them, at any depth.
+
+        The task gets *value* as it was loaded in its worker the first time it was used there. It is not pickled
+        again, and its big buffers are mapped and not copied; see `Shared` for how long it lives.
+
+        Raises:
+          TypeError, AttributeError, pickle.PicklingError: something cannot be pickled, or is a handle.
+          OSError: no memory for it.
+
+        Cancellation: a checkpoint, before anything is done.
+        """
+        await trio.lowlevel.checkpoint()
+        return share(value, self._options.mapping)
+
+    def memory_statistics(self) -> MemoryStatistics:
+        """Return what of this process's memory is in use, and what each worker has been lent."""
+        return self._memory.statistics()
+
     async def dump_stacks(self) -> dict[int, str]:
         """Return what each worker is doing, as the Python stacks of its threads, by pid.
 
@@ -189,6 +221,23 @@ class Pool:
             for worker in self._supervisor.workers:
                 nursery.start_soon(dump, worker)
         return stacks
+
+    async def _perform_within_budget(
+        self, name: str, gathered: Gathered, begins: Callable[[], bool] | None, is_async: bool
+    ) -> Call:
+        """Copy what has to be copied when there is room for it, and have the call run."""
+        nbytes = gathered.nbytes
+        if nbytes:
+            await self._memory.budget.acquire(nbytes)
+        try:
+            packed = gathered.pack()
+            try:
+                return await self._perform(name, packed, begins, is_async)
+            finally:
+                packed.close()
+        finally:
+            if nbytes:
+                self._memory.budget.release(nbytes)
 
     @trio.lowlevel.enable_ki_protection
     async def _perform(self, name: str, packed: Packed, begins: Callable[[], bool] | None, is_async: bool) -> Call:
@@ -222,6 +271,8 @@ async def open_pool(
     limits: Limits | None = None,
     on_cancel: OnCancel = "interrupt",
     grace_period: float = 1.0,
+    mapping: MappingMode = "private",
+    memory_budget: int | None = None,
 ) -> AsyncIterator[Pool]:
     """Open a pool of worker processes.
 
@@ -246,10 +297,15 @@ async def open_pool(
       on_cancel: What cancelling a call that runs does to it; see `Pool.options`.
       grace_period: Seconds that a call has to end when it is interrupted, or when the pool is closed. Workers that
           still run then get SIGINT, SIGTERM and SIGKILL, fractions of a second apart.
+      mapping: How big buffers among the arguments and results arrive: "private", writable without having been
+          copied, and nobody else sees the writes; "readonly"; or "copy", in ordinary memory.
+      memory_budget: How many bytes calls under way may have copied for their workers; further calls wait, in order.
+          No limit by default. What lies in memory of `fdpool.allocate` and its like is not copied, nor counted.
 
     Raises:
       ValueError: *workers* or *max_tasks_per_worker* is less than 1, *grace_period* negative, *ready_timeout* or
-          *liveness* not positive, *on_cancel* or *start* unknown, or something is to be preloaded without a zygote.
+          *liveness* not positive, *memory_budget* less than 1, *on_cancel*, *start* or *mapping* unknown, or something
+          is to be preloaded without a zygote.
       TypeError: *preload* is one string.
       Exception: whatever pickling *initializer* and *initargs* raises.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
@@ -259,7 +315,9 @@ async def open_pool(
         raise ValueError(f"workers is {workers}: a pool needs at least 1")
     if max_tasks_per_worker is not None and max_tasks_per_worker < 1:
         raise ValueError(f"max_tasks_per_worker is {max_tasks_per_worker}: a worker runs at least 1 call")
-    options = CallOptions(on_cancel, grace_period)
+    if memory_budget is not None and memory_budget < 1:
+        raise ValueError(f"memory_budget is {memory_budget} bytes: nothing fits into that")
+    options = CallOptions(on_cancel, grace_period, mapping=mapping)
     if start not in ("zygote", "exec"):
         raise ValueError(f"start is {start!r}, not 'zygote' or 'exec'")
     if isinstance(preload, str):
@@ -280,7 +338,8 @@ async def open_pool(
             "opens pools behind `if __name__ == '__main__':`"
         )
     async with open_background() as nursery:
-        dispatcher = Dispatcher(nursery, grace_period, max_tasks_per_worker)
+        memory = Warehouse(memory_budget)
+        dispatcher = Dispatcher(nursery, memory, grace_period, max_tasks_per_worker)
         prepared = None if initializer is None else pack_in_band((initializer, initargs))
         beat_interval = None if liveness is None else liveness / (2 * CHECKS_PER_LIVENESS)
         settings = worker_settings(functions.main_origin(), prepared, terms.limits, beat_interval)
@@ -289,8 +348,12 @@ async def open_pool(
             launcher = Zygote(encode_setup(settings, modules), terms.restart, ready_timeout)
         supervisor = Supervisor(size, encode_settings(settings), terms, dispatcher, launcher)
         nursery.start_soon(supervisor.run)
+        nursery.start_soon(memory.run)
         try:
-            yield Pool(supervisor, dispatcher, size, options)
+            yield Pool(supervisor, dispatcher, memory, size, options)
         finally:
             dispatcher.refuse(lambda: trio.ClosedResourceError("the pool was closed"))
-            await supervisor.stop()
+            try:
+                await supervisor.stop()
+            finally:
+                memory.close()

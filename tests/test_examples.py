@@ -69,3 +69,12 @@ def test_socket_handoff_loses_no_request_when_a_worker_is_killed() -> None:
     assert f"worker {killed} was killed by SIGKILL while running workers.echo.serve" in output
     (answered,) = re.findall(r"20 requests later, none lost: answered by \[(.*)\]", output)
     assert killed not in answered
+
+
+def test_parallel_image_fills_one_image_from_several_workers(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    output = run_example("parallel_image", "--size", "300x600", "--directory", str(tmp_path))
+    assert re.findall(r"300x600, (\d) workers: [\d.]+ s", output) == ["1", "2"]
+    before, after = map(float, re.findall(r"[\d.]+ (?=before|after)", output))
+    assert after > before
+    assert (tmp_path / "before.png").read_bytes()[:4] == (tmp_path / "after.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,101 +1,124 @@
 """Pickle with handles and big buffers beside the stream instead of inside it.
 
-Everything that goes into a call or comes out of one passes through `pack` and `unpack`.
+Everything that goes into a call or comes out of one passes through `gather` and `unpack`.
 
-Buffers of arrays (pickle 5, out of band) are collected and mapped on the other side. Big `bytes` and
-`bytearray`, which pickle never puts out of band, reach the file being pickled to as the very objects they
-are, whatever the depth they were found at; so they too are copied once into the memfd, and once out of it,
-which is what it takes to make a `bytes`.
+Buffers of arrays (pickle 5, out of band) are copied into this process's arena once, unless they lie in memory
+already that the other side can map: then they travel by reference. Big `bytes` and `bytearray`, which pickle
+never puts out of band, reach the file being pickled to as the very objects they are, whatever the depth they
+were found at; so they too are copied once into the arena, and once out of it, which is what it takes to make
+a `bytes`.
 """
 
 from __future__ import annotations
 
-import array
 import io
-import mmap
 import pickle
-import struct
-import sys
-from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from fdpool.errors import RemoteProtocolError
 from fdpool.memory import handles as handle_module
-from fdpool.memory.bulk import MappedBulk, offsets_for, write_bulk
+from fdpool.memory.arena import arena
 from fdpool.memory.functions import Unimportable, check_importable, main_module
 from fdpool.memory.handles import Arrived, Lent, reducer_for
+from fdpool.memory.parcel import MODES, Packed, Parcel, Part
+from fdpool.memory.references import References
+from fdpool.memory.shared import Shared, shared_object
+from fdpool.memory.views import reduce_view
+from fdpool.protocol.memory import decode_triples
 
 if TYPE_CHECKING:
     import socket
 
-    from fdpool.kernel import HasFileno, MemFd, OwnedFd
+    from fdpool.kernel import OwnedFd
+    from fdpool.memory.exchange import Exchange
+    from fdpool.memory.received import MappingMode
 
 OUT_OF_BAND_BYTES: Final = 32 * 1024
 """Smaller buffers are cheaper inside the pickle than in a memfd (measured: docs/performance.md)."""
 
-INLINE_BYTES: Final = 60 * 1024
-"""A longer pickle rides in the memfd, a shorter one in the datagram, where 64 KiB must hold the headers too."""
-
-_HEADER: Final = struct.Struct("<BIQQ")
-_HAS_BULK: Final = 0x1
-_TAIL_IN_BULK: Final = 0x2
-_LENGTH_BYTES: Final = 8
+INLINE_BYTES: Final = 48 * 1024
+"""A longer pickle lies in the arena, a shorter one in the datagram, where 64 KiB must hold the headers too."""
 
 
-@dataclass(slots=True)
-class Packed:
-    """Objects ready to travel: bytes for a message's payload, and the handles that go with them.
+class Gathered:
+    """Objects pickled, and their memory not yet copied.
 
     Attributes:
-      data: At most `INLINE_BYTES` and a header.
-      handles: Lent by their owners, but for the first, which is `bulk` if there is one.
-      given: What to close here once it has arrived.
+      nbytes: How much of the arena `pack` will take.
     """
 
-    data: bytes
-    handles: list[HasFileno]
-    given: list[Any] = field(default_factory=list)
-    bulk: MemFd | None = None
+    def __init__(self, sink: _Sink, mode: MappingMode, inline_bytes: int = INLINE_BYTES) -> None:
+        self._sink = sink
+        self._mode = mode
+        self._stream_bytes = sum(map(len, sink.stream)) + 24 * len(sink.references)
+        self._is_inline = self._stream_bytes <= inline_bytes
+        self.nbytes = sink.references.copied_bytes + (0 if self._is_inline else self._stream_bytes)
 
-    def close(self) -> None:
-        """Let go of the memory the buffers were put in; what was sent stays alive on its way."""
-        if self.bulk is not None:
-            self.bulk.close()
+    def pack(self) -> Packed:
+        """Copy what has to be copied; return what can be sent. To be closed once that was done.
+
+        Raises:
+          OSError: no memory (ENOMEM, ENOSPC), over `RLIMIT_FSIZE` (EFBIG), or no descriptor free (EMFILE).
+        """
+        sink, references = self._sink, self._sink.references
+        parts = references.parts()
+        stream: list[memoryview | bytes] = [references.table(len(parts)), *sink.stream]
+        tail, tail_at = b"", (0, 0, 0)
+        if self._is_inline:
+            tail = b"".join(stream)
+        if self.nbytes:
+            block = arena().allocate(self.nbytes)
+            memory = block.view(0, self.nbytes)
+            position = references.copy_into(memory)
+            if not tail:
+                tail_at = len(parts), position, self._stream_bytes
+                for piece in stream:
+                    memory[position : position + len(piece)] = piece
+                    position += len(piece)
+            parts.append(Part(block, block.offset, self.nbytes))
+        mode = MODES.index(self._mode)
+        return Packed(tail, tail_at, len(references), mode, parts, sink.lent.handles, sink.lent.given, sink.shared)
 
 
-def pack(value: Any) -> Packed:
-    """Take *value* apart for another process. `close()` the result once it was sent.
+def gather(value: Any, mode: MappingMode = "private") -> Gathered:
+    """Take *value* apart for another process.
+
+    Args:
+      mode: How the receiver is to map its buffers.
 
     Raises:
       Exception: whatever pickling *value* raises; most often `pickle.PicklingError`, `TypeError` or
           `AttributeError`. Nothing is left behind.
-      OSError: no memory for its buffers.
+    """
+    return Gathered(_pickle(value), mode)
+
+
+def share(value: Any, mode: MappingMode = "private") -> Shared[Any]:
+    """Pickle *value* into the arena, all of it, to be loaded any number of times.
+
+    Raises:
+      Exception: whatever pickling it raises; handles in it are a `pickle.PicklingError`.
+      OSError: as `Gathered.pack`.
     """
     sink = _pickle(value)
-    # Where each buffer lies follows from the lengths, which go before the pickle.
-    lengths = array.array("Q", [buffer.nbytes for buffer in sink.buffers])
-    tail = [memoryview(lengths).cast("B"), *sink.stream]
-    tail_length = sum(map(len, tail))
-    count = len(sink.buffers)
-    if not count and tail_length <= INLINE_BYTES:
-        return Packed(_HEADER.pack(0, 0, 0, tail_length) + b"".join(tail), sink.lent.handles, sink.lent.given)
-    if tail_length <= INLINE_BYTES:
-        bulk = write_bulk(sink.buffers)
-        data = _HEADER.pack(_HAS_BULK, count, 0, tail_length) + b"".join(tail)
-    else:
-        bulk = write_bulk(sink.buffers, tail)
-        _, tail_offset = offsets_for(buffer.nbytes for buffer in sink.buffers)
-        data = _HEADER.pack(_HAS_BULK | _TAIL_IN_BULK, count, tail_offset, tail_length)
-    return Packed(data, [bulk, *sink.lent.handles], sink.lent.given, bulk)
+    if sink.lent.handles or sink.shared:
+        raise pickle.PicklingError("a handle, or another Shared, cannot be part of a shared object")
+    gathered = Gathered(sink, mode, inline_bytes=-1)
+    return Shared(gathered.pack(), gathered.nbytes)
 
 
-def unpack(data: memoryview, handles: list[OwnedFd | socket.socket]) -> Any:
-    """Put together what `pack` took apart.
+def pack(value: Any, mode: MappingMode = "private") -> Packed:
+    """Take *value* apart and copy what has to be copied. Raises as `gather` and `Gathered.pack` do."""
+    return gather(value, mode).pack()
+
+
+def unpack(parcel: Parcel, handles: list[OwnedFd | socket.socket]) -> Any:
+    """Put together what `pack` took apart; give up the parcel.
 
     Args:
-      data: The bytes of `Packed.data`.
-      handles: What came with them; given up, and closed where nothing is rebuilt from it.
+      parcel: What the exchange made of the message.
+      handles: What came with it; given up, and closed where nothing is rebuilt from it.
 
     Raises:
       RemoteProtocolError: the sender broke the rules of this format.
@@ -103,10 +126,36 @@ def unpack(data: memoryview, handles: list[OwnedFd | socket.socket]) -> Any:
     """
     arrived = Arrived(handles)
     try:
-        stream, buffers = _open_parcel(data, arrived)
-        return _Unpickler(stream, buffers, arrived).load()
+        return _load(parcel, arrived)
     finally:
+        # A view holds what it needs; the lease of a part that nothing was built from ends here.
+        parcel.close()
         arrived.close()
+
+
+def _load(parcel: Parcel, arrived: Arrived) -> Any:
+    stream = parcel.tail()
+    buffers = []
+    if parcel.buffers:
+        table, stream = decode_triples(stream, parcel.buffers)
+        buffers = [parcel.buffer(*place) for place in table]
+    file = io.BytesIO(stream) if parcel.is_inline else _ViewFile(stream)
+    return _Unpickler(file, buffers, arrived, parcel.exchange).load()
+
+
+def _load_shared(exchange: Exchange | None, number: int) -> Any:
+    """Return a shared object, loading it if this is its first use here.
+
+    Raises:
+      RemoteProtocolError: the peer has not sent it.
+      Exception: whatever loading it raises; then the next use tries again.
+    """
+    objects = {} if exchange is None else exchange.shared_objects
+    if number not in objects:
+        raise RemoteProtocolError(f"shared object {number} was never sent, or dropped before it was used")
+    if isinstance(objects[number], Parcel):
+        objects[number] = _load(objects[number], Arrived([]))
+    return objects[number]
 
 
 def pack_in_band(value: Any) -> bytes:
@@ -123,49 +172,20 @@ def pack_in_band(value: Any) -> bytes:
 
 def unpack_in_band(data: bytes) -> Any:
     """Load what `pack_in_band` made."""
-    return _Unpickler(io.BytesIO(data), [], Arrived([])).load()
-
-
-def _open_parcel(data: memoryview, arrived: Arrived) -> tuple[Any, list[memoryview]]:
-    """Return the pickle as a file, and the buffers beside it."""
-    if data.nbytes < _HEADER.size:
-        raise RemoteProtocolError(f"{data.nbytes} bytes are too short for a header of {_HEADER.size}", bytes(data))
-    flags, count, tail_offset, tail_length = _HEADER.unpack_from(data)
-    tail = data[_HEADER.size :]
-    if flags == 0:
-        return io.BytesIO(_checked(tail, tail_length)), []
-    if flags not in (_HAS_BULK, _HAS_BULK | _TAIL_IN_BULK):
-        raise RemoteProtocolError(f"a parcel with flags {flags:#x}", bytes(data))
-    with arrived.take_memory() as memfd:
-        bulk = MappedBulk(memfd)
-    if flags & _TAIL_IN_BULK:
-        tail = bulk.view(tail_offset, tail_length)
-    table_length = count * _LENGTH_BYTES
-    if table_length > _checked(tail, tail_length).nbytes:
-        raise RemoteProtocolError(f"a table of {count} buffers does not fit into {tail_length} bytes", bytes(data))
-    lengths = array.array("Q", tail[:table_length].tobytes())
-    offsets, _ = offsets_for(lengths)
-    buffers = list(map(bulk.view, offsets, lengths))
-    stream = tail[table_length:]
-    return _ViewFile(stream) if flags & _TAIL_IN_BULK else io.BytesIO(stream), buffers
-
-
-def _checked(tail: memoryview, length: int) -> memoryview:
-    if tail.nbytes != length:
-        raise RemoteProtocolError(f"{tail.nbytes} bytes came where the header declares {length}")
-    return tail
+    return _Unpickler(io.BytesIO(data), [], Arrived([]), None).load()
 
 
 class _Sink:
     """What pickling leaves behind: the stream in pieces, the big buffers, the handles."""
 
-    __slots__ = ("_out_of_band", "buffers", "lent", "stream")
+    __slots__ = ("is_out_of_band", "lent", "references", "shared", "stream")
 
     def __init__(self, *, out_of_band: bool) -> None:
         self.stream: list[memoryview] = []
-        self.buffers: list[memoryview] = []
+        self.references = References()
         self.lent = Lent()
-        self._out_of_band = out_of_band
+        self.shared: list[Shared[Any]] = []
+        self.is_out_of_band = out_of_band
 
     def write(self, data: bytes | bytearray) -> None:
         # The pickler writes a big bytes or bytearray as itself: kept by reference, it is not copied here.
@@ -173,11 +193,7 @@ class _Sink:
 
     def keep_out_of_band(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer out of the pickle, or return True to leave it in."""
-        raw = buffer.raw()
-        if raw.nbytes < OUT_OF_BAND_BYTES or not self._out_of_band:
-            return True
-        self.buffers.append(raw)
-        return False
+        return not self.is_out_of_band or not self.references.add(buffer.raw(), OUT_OF_BAND_BYTES)
 
 
 class _Reducing:
@@ -189,8 +205,12 @@ class _Reducing:
         reducer = reducer_for(value)
         if reducer is not None:
             return reducer(self.sink.lent, value)
-        if type(value) in (memoryview, mmap.mmap):
-            return _reduce_view(memoryview(value))
+        if type(value) is Shared and self.sink.is_out_of_band:
+            self.sink.shared.append(value)
+            return shared_object, (value.number,)
+        reduced = reduce_view(value)
+        if reduced is not None:
+            return reduced
         check_importable(value)
         return self.reduce_other(value)
 
@@ -246,13 +266,18 @@ def _pickle_by_value(value: Any, sink: _Sink) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: Any, buffers: list[memoryview], arrived: Arrived) -> None:
+    def __init__(
+        self, stream: Any, buffers: list[memoryview | bytearray], arrived: Arrived, exchange: Exchange | None
+    ) -> None:
         super().__init__(stream, buffers=buffers)
         self._arrived = arrived
+        self._exchange = exchange
 
     def find_class(self, module: str, name: str) -> Any:
         if module == handle_module.__name__ and (rebuilder := self._arrived.rebuilder(name)) is not None:
             return rebuilder
+        if module == shared_object.__module__ and name == shared_object.__name__:
+            return partial(_load_shared, self._exchange)
         if module in ("__main__", "__mp_main__"):
             return super().find_class(main_module(), name)
         return super().find_class(module, name)
@@ -272,35 +297,3 @@ class _ViewFile(io.RawIOBase):
         target[: len(part)] = part
         self._left = self._left[len(part) :]
         return len(part)
-
-
-def _reduce_view(view: memoryview) -> tuple[Any, tuple[Any, ...]]:
-    """Take a memoryview apart: its bytes out of band, its shape beside them.
-
-    Raises:
-      TypeError: its items have a format that no memoryview made over there could have.
-    """
-    layout = _native_format(view)
-    shape = view.shape
-    if not view.c_contiguous:
-        # Strides would make the other side's view refer to bytes that did not travel.
-        view = memoryview(bytes(view) if view.readonly else bytearray(view))
-    return rebuild_view, (pickle.PickleBuffer(view), layout, shape)
-
-
-def _native_format(view: memoryview) -> str:
-    """Return the format of *view* in the notation of `memoryview.cast`; that of ctypes differs, for the same items."""
-    native = view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>!")
-    with suppress(ValueError, TypeError):
-        if memoryview(bytes(view.itemsize)).cast(native).itemsize == view.itemsize:  # type: ignore[call-overload]
-            return native
-    raise TypeError(f"a memoryview of format {view.format!r} cannot be made in another process; its .cast('B') can")
-
-
-def rebuild_view(buffer: Any, layout: str, shape: tuple[int, ...]) -> memoryview:
-    """Return a view of *buffer*, writable if the original was, of the original's format and shape."""
-    view = memoryview(buffer).cast("B")
-    if 0 not in shape:
-        return view.cast(layout, shape)  # type: ignore[call-overload,no-any-return]
-    # Of all empty views, cast makes only the flat ones.
-    return view.cast(layout)  # type: ignore[call-overload,no-any-return]

@@ -32,18 +32,25 @@ class Operation(enum.IntEnum):
     """From a worker: the call returned; a packed value."""
     ERROR = 20
     """From a worker: the call raised; a packed (type name, text, traceback, pickled exception)."""
+    MEMORY = 40
+    """Either way: news about memory, and nothing else."""
 
 
 REPORT_BEGUN: Final = 0x1
 """Flag of `RUN`: say `BEGUN` once the call's handles have arrived."""
 
+TRIM: Final = 0x1
+"""Flag of `MEMORY`: give back what has been idle for a while."""
+
 _HEADER: Final = struct.Struct("<BBQ")
 HEADER_BYTES: Final = _HEADER.size
 
 FROM_WORKER: Final = frozenset(
-    {Operation.READY, Operation.NOT_READY, Operation.BEGUN, Operation.RESULT, Operation.ERROR}
+    {Operation.READY, Operation.NOT_READY, Operation.BEGUN, Operation.RESULT, Operation.ERROR, Operation.MEMORY}
 )
-TO_WORKER: Final = frozenset({Operation.SETTINGS, Operation.RUN, Operation.RUN_ASYNC, Operation.CANCEL, Operation.STOP})
+TO_WORKER: Final = frozenset(
+    {Operation.SETTINGS, Operation.RUN, Operation.RUN_ASYNC, Operation.CANCEL, Operation.STOP, Operation.MEMORY}
+)
 
 
 def encode(operation: Operation, call: int = 0, body: bytes = b"", flags: int = 0) -> bytes:

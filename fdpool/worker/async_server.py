@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from fdpool.errors import TaskCancelled
-from fdpool.memory.pickling import Packed, unpack
+from fdpool.memory.pickling import unpack
 from fdpool.protocol.tasks import TO_WORKER, Operation, decode
 from fdpool.worker.channel import SupervisorGone
 from fdpool.worker.loop import drop_quietly, pack_error, pack_result
 
 if TYPE_CHECKING:
+    from fdpool.memory.parcel import Packed, Parcel
     from fdpool.transport import Message
     from fdpool.worker.loop import Server
 
@@ -49,7 +50,7 @@ class _Loop:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._watch_supervisor)
             self._take(first)
-            while not self.is_stopped:
+            while self._scopes and not self.is_stopped:
                 with trio.CancelScope() as self._patience:
                     await trio.lowlevel.wait_readable(self._server.channel)
                 if not self._scopes:
@@ -58,6 +59,7 @@ class _Loop:
                 message = self._server.next_message(self._server.channel.receive_nowait)
                 if message is not None:
                     self._take(message)
+                self._server.send_news()
             self._nursery.cancel_scope.cancel()
 
     async def _watch_supervisor(self) -> None:
@@ -70,22 +72,26 @@ class _Loop:
         operation, flags, call, body = decode(message.payload, TO_WORKER)
         if operation is Operation.RUN_ASYNC:
             self._server.report_begun(call, flags)
-            self._scopes[call] = trio.CancelScope()
-            self._nursery.start_soon(self._run, call, body, message)
+            parcel = self._server.parcel_of(call, body, message)
+            if parcel is not None:
+                self._scopes[call] = trio.CancelScope()
+                self._nursery.start_soon(self._run, call, parcel, message)
         elif operation is Operation.CANCEL:
             if call in self._scopes:
                 self._scopes[call].cancel()
+        elif operation is Operation.MEMORY:
+            self._server.hear_of_memory(flags, body, message)
         elif operation is Operation.RUN:
             # A plain function has the process to itself while it runs; the supervisor sees to it that this is rare.
             self._server.run(call, flags, body, message)
         else:
             self.is_stopped = True
 
-    async def _run(self, call: int, body: memoryview, message: Message) -> None:
+    async def _run(self, call: int, parcel: Parcel, message: Message) -> None:
         """Run one call and send what came of it."""
         remains: list[object] = []
         had_handles = bool(message.handles)
-        operation, packed = await self._outcome(call, body, message, remains)
+        operation, packed = await self._outcome(call, parcel, message, remains)
         handles = packed.handles
         self._server.send(operation, call, packed)
         if had_handles or handles:
@@ -94,15 +100,15 @@ class _Loop:
             self._patience.cancel()
 
     async def _outcome(
-        self, call: int, body: memoryview, message: Message, remains: list[object]
+        self, call: int, parcel: Parcel, message: Message, remains: list[object]
     ) -> tuple[Operation, Packed]:
         try:
             with self._scopes[call]:
-                function, args, kwargs = unpack(body, message.handles)
+                function, args, kwargs = unpack(parcel, message.handles)
                 remains.append((args, kwargs))
                 value: Any = await _awaitable(function, args, kwargs)
                 remains.append(value)
-                return pack_result(function, value)
+                return pack_result(function, value, parcel.mode)
             return Operation.ERROR, pack_error(TaskCancelled())
         except trio.Cancelled:
             # This whole loop is being cancelled, and nobody waits for the answer.

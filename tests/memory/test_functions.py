@@ -14,8 +14,8 @@ import pytest
 from fdpool.kernel import EventFd
 from fdpool.memory import functions
 from fdpool.memory.functions import Unimportable, check_importable, main_module, main_origin, set_main_loader
-from fdpool.memory.pickling import pack, unpack
-from tests.memory.test_pickling import travel
+from fdpool.memory.pickling import pack
+from tests.support.delivery import deliver, travel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ def test_what_a_closure_holds_travels_as_anything_does() -> None:
     big = bytearray(200_000)
     with EventFd() as event:
         packed = pack(lambda: (big, memoryview(big), event))
-        assert (len(packed.handles), len(packed.data) < 10_000) == (2, True)
+        assert (len(packed.handles), len(packed.tail) < 10_000) == (1, True)
         packed.close()
         arrived, view, moved = travel(lambda: (big, memoryview(big), event))()
         with moved:
@@ -166,9 +166,9 @@ def test_a_prompt_has_no_origin_and_its_functions_need_cloudpickle(
 @pytest.mark.usefixtures("cloudpickle")
 def test_a_function_typed_at_a_prompt_travels_by_value(main: ModuleType) -> None:
     packed = pack(main.in_main)
-    assert b"in_main" in packed.data
+    assert b"in_main" in packed.tail
     del main.in_main
-    assert unpack(memoryview(packed.data), [])() == "main"
+    assert deliver(packed).open()() == "main"
 
 
 def test_a_script_is_found_by_its_path_and_a_module_by_its_name(main: ModuleType) -> None:
@@ -194,7 +194,7 @@ def test_the_script_is_loaded_when_something_of_it_arrives(main: ModuleType, mon
     assert main_module() == "__main__"
     assert was_loading == []
     set_main_loader(load)
-    assert unpack(memoryview(packed.data), [])() == "loaded"
+    assert deliver(packed).open()() == "loaded"
     assert was_loading == [True]
     assert not functions.is_loading_main
 

@@ -24,8 +24,8 @@ from fdpool.channel import Channel, open_channel_pair
 from fdpool.doorbell import Doorbell
 from fdpool.kernel import EventFd, MemFd, OwnedFd, PidFd
 from fdpool.memory.handles import Given, close_given, give, reducer_for
-from fdpool.memory.pickling import pack, unpack
-from tests.memory.test_pickling import deliver, travel
+from fdpool.memory.pickling import pack
+from tests.support.delivery import deliver, travel
 from tests.support.leaks import descriptor_count
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def test_the_same_object_twice_stays_one_object_and_one_descriptor() -> None:
         packed = pack([event, {"again": event}, give(event)])
         assert len(packed.handles) == 1
         message = deliver(packed)
-        first, again, given = unpack(memoryview(message.payload), message.handles)
+        first, again, given = message.open()
         assert first is again["again"] is given
         first.close()
 
@@ -368,7 +368,7 @@ def no_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_lent_stays_open_here() -> None:
     with tcp_pair() as (client, server):
         packed = pack(client)
-        with unpack(*parcel(packed)) as arrived:
+        with deliver(packed).open() as arrived:
             close_given(packed.given)
             client.sendall(b"ours")
             arrived.sendall(b" theirs")
@@ -376,15 +376,10 @@ def test_what_is_lent_stays_open_here() -> None:
             assert server.recv(20).startswith(b"ours")
 
 
-def parcel(packed: Any) -> tuple[memoryview, list[Any]]:
-    message = deliver(packed)
-    return memoryview(message.payload), message.handles
-
-
 def test_what_is_given_arrives_as_itself_and_is_closed_here_when_told() -> None:
     with tcp_pair() as (client, server):
         packed = pack({"deep": [give(client)]})
-        arrived = unpack(*parcel(packed))["deep"][0]
+        arrived = deliver(packed).open()["deep"][0]
         assert type(arrived) is socket.socket
         assert client.fileno() >= 0
         close_given(packed.given)
@@ -496,10 +491,9 @@ def test_a_bare_number_is_only_a_number() -> None:
 def test_handles_travel_without_trio() -> None:
     program = """
 import socket, sys
-from fdpool.memory.pickling import pack, unpack
+from tests.support.delivery import travel
 with socket.socket() as sock:
-    packed = pack([sock])
-    unpack(memoryview(packed.data), [sock.dup()])[0].close()
+    travel([sock])[0].close()
 assert "trio" not in sys.modules
 """
     subprocess.run(

@@ -4,73 +4,37 @@ from __future__ import annotations
 
 import array
 import ctypes
-import gc
 import io
 import mmap
 import os
 import pickle
 import resource
 import signal
-import socket
-import struct
 import sys
 import tracemalloc
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import fdpool
 from fdpool.errors import RemoteProtocolError
-from fdpool.kernel import EventFd, MemFd, Seal
+from fdpool.kernel import EventFd, MemFd
+from fdpool.memory.exchange import Exchange
 from fdpool.memory.handles import Arrived
-from fdpool.memory.pickling import (
-    INLINE_BYTES,
-    OUT_OF_BAND_BYTES,
-    Packed,
-    pack,
-    pack_in_band,
-    unpack,
-    unpack_in_band,
-)
-from fdpool.transport import Handle, Message, Transport
-from tests.support.leaks import descriptor_count, mapped_memfds
+from fdpool.memory.pickling import pack, pack_in_band, unpack, unpack_in_band
+from fdpool.transport import close_all
+from tests.support.delivery import deliver, travel
+from tests.support.leaks import descriptor_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fdpool.transport import Handle
+
 np = pytest.importorskip("numpy")
 
-HEADER = struct.Struct("<BIQQ")
 BIG = 200_000
-
-
-def deliver(packed: Packed) -> Message:
-    """Send a parcel through a socket, as to a worker."""
-    left, right = map(Transport, socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
-    try:
-        with left.outgoing(packed.data, packed.handles) as outgoing:
-            while outgoing.pending:
-                left.send_next(outgoing)
-        packed.close()
-        while (message := right.receive_next()) is None:
-            pass
-        return message
-    finally:
-        left.close()
-        right.close()
-
-
-def travel(value: Any) -> Any:
-    """Return what arrives of *value*."""
-    message = deliver(pack(value))
-    return unpack(memoryview(message.payload), message.handles)
-
-
-def bulks(packed: Packed) -> int:
-    return sum(isinstance(handle, MemFd) for handle in packed.handles)
 
 
 def iter_of_nothing() -> Iterator[None]:
@@ -119,32 +83,6 @@ def test_bytes_and_bytearrays_of_any_size_arrive_as_what_they_are(size: int) -> 
         assert type(arrived["deep"][1]) is type(value)
         assert arrived["deep"][1] == data
         assert arrived["deep"][0][0] is arrived["deep"][1]
-
-
-@pytest.mark.parametrize("around", [OUT_OF_BAND_BYTES, INLINE_BYTES, 64 * 1024])
-@pytest.mark.parametrize("make", [bytes, bytearray, lambda n: memoryview(bytearray(n)), np.ones])
-def test_nothing_changes_at_the_limits(around: int, make: Any) -> None:
-    # Headers and opcodes take some of the room, so the change is somewhere below each limit.
-    before = descriptor_count()
-    for size in (*range(around - 300, around + 8, 7), around - 1, around, around + 1):
-        value = make(size)
-        packed = pack([value, 1])
-        assert len(packed.data) <= INLINE_BYTES + HEADER.size
-        assert bulks(packed) <= 1
-        message = deliver(packed)
-        arrived, one = unpack(memoryview(message.payload), message.handles)
-        assert one == 1
-        assert bytes(arrived) == bytes(value)
-        assert descriptor_count() == before
-
-
-def test_a_pickle_of_exactly_the_limit_is_inline_and_one_byte_more_is_not() -> None:
-    overhead = len(pack("x" * 1000).data) - HEADER.size - 1000
-    for size, count in ((INLINE_BYTES - overhead, 0), (INLINE_BYTES - overhead + 1, 1)):
-        packed = pack("x" * size)
-        assert bulks(packed) == count
-        packed.close()
-        assert travel("x" * size) == "x" * size
 
 
 def test_views_are_writable_only_if_the_original_is() -> None:
@@ -279,58 +217,12 @@ def test_an_array_keeps_its_order_and_a_read_only_one_stays_so(size: int) -> Non
     assert travel(np.asfortranarray(np.ones((2, size)))).flags.f_contiguous
 
 
-def test_thousands_of_small_arrays_and_some_big_ones_take_one_memfd() -> None:
-    value = [np.full(10, i) for i in range(5000)] + [np.full(OUT_OF_BAND_BYTES, i % 251, "u1") for i in range(300)]
-    packed = pack(value)
-    assert (len(packed.handles), bulks(packed)) == (1, 1)
-    message = deliver(packed)
-    before = descriptor_count()
-    arrived = unpack(memoryview(message.payload), message.handles)
-    assert descriptor_count() == before - 1
-    assert len(mapped_memfds()) == 1
-    assert all((a == b).all() for a, b in zip(arrived, value, strict=True))
-    assert arrived[-1].ctypes.data % 64 == 0
-    del arrived
-    gc.collect()
-    assert mapped_memfds() == []
-
-
-def test_a_mapping_lives_as_long_as_the_last_view_of_it() -> None:
-    first, second = travel([np.ones(BIG), np.ones(BIG)])
-    del first
-    gc.collect()
-    assert len(mapped_memfds()) == 1
-    assert second.sum() == BIG
-    part = second[5:10]
-    del second
-    assert part.sum() == 5
-    del part
-    gc.collect()
-    assert mapped_memfds() == []
-
-
-@pytest.mark.parametrize("make", [bytes, bytearray, np.ones], ids=["bytes", "bytearray", "array"])
-def test_big_data_is_not_copied_in_the_senders_heap(make: Any) -> None:
-    size = 8 << 20
-    value = {"deep": [make(size)]}
-    pack(0).close()
-    tracemalloc.start()
-    try:
-        packed = pack(value)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 300_000
-    assert bulks(packed) == 1
-    packed.close()
-
-
 def test_the_pickle_is_not_copied_as_a_whole_in_the_receivers_heap() -> None:
     message = deliver(pack([str(i) * 10 for i in range(50_000)]))
     with ExitStack() as stack:
         stack.callback(tracemalloc.stop)
         tracemalloc.start()
-        arrived = unpack(memoryview(message.payload), message.handles)
+        arrived = message.open()
         kept, peak = tracemalloc.get_traced_memory()
     assert len(arrived) == 50_000
     assert peak - kept < 1_200_000  # the memo of the unpickler, mostly
@@ -377,140 +269,9 @@ def test_in_band_there_are_no_handles() -> None:
 # What a sender gets wrong.
 
 
-def refuse(data: bytes, handles: list[Handle], complaint: str) -> None:
-    before = descriptor_count() - len(handles)
-    with pytest.raises(RemoteProtocolError, match=complaint):
-        unpack(memoryview(data), handles)
-    assert descriptor_count() == before
-    assert handles == []
-
-
-@pytest.mark.parametrize(
-    ("header", "complaint"),
-    [
-        ((4, 0, 0, 0), "a parcel with flags 0x4"),
-        ((2, 0, 0, 0), "a parcel with flags 0x2"),
-        ((0, 0, 0, 1), "0 bytes came where the header declares 1"),
-        ((1, 0, 0, 9), "0 bytes came where the header declares 9"),
-        ((1, 1, 0, 0), "a table of 1 buffers does not fit into 0 bytes"),
-        ((3, 0, 0, 101), "101 bytes at 0, in a memfd of 100"),
-        ((3, 0, 101, 0), "0 bytes at 101, in a memfd of 100"),
-        ((3, 0, 2**64 - 1, 2**64 - 1), "in a memfd of 100"),
-        ((3, 2**32 - 1, 0, 100), "a table of 4294967295 buffers does not fit into 100 bytes"),
-    ],
-)
-def test_a_forged_header_is_refused(header: tuple[int, int, int, int], complaint: str) -> None:
-    refuse(HEADER.pack(*header), [MemFd.from_bytes(bytes(100)), EventFd()], complaint)
-
-
-@pytest.mark.parametrize("length", [101, 2**63, 2**64 - 1])
-def test_a_buffer_outside_the_memory_is_refused(length: int) -> None:
-    table = struct.pack("<QQ", 10, length)
-    refuse(HEADER.pack(1, 2, 0, 16) + table, [MemFd.from_bytes(bytes(100)), EventFd()], "in a memfd of 100")
-
-
-def test_memory_that_could_shrink_is_refused() -> None:
-    header = HEADER.pack(1, 0, 0, 0)
-    refuse(header, [MemFd.from_bytes(bytes(100), seals=Seal(0)), EventFd()], "not sealed against shrinking")
-    refuse(header, [MemFd.from_bytes(bytes(100), seals=Seal.WRITE | Seal.GROW)], "not sealed against shrinking")
-
-
-def test_missing_memory_is_refused() -> None:
-    header = HEADER.pack(1, 0, 0, 0)
-    refuse(header, [], "should be in a memfd, and none came")
-    refuse(header, [EventFd(), MemFd.from_bytes(b"")], "should be in a memfd, and none came")
-
-
-OWNED = b"cfdpool.memory.handles\n_owned\n"
-
-
-def inline(stream: bytes) -> bytes:
-    return HEADER.pack(0, 0, 0, len(stream)) + stream
-
-
-def test_handles_that_are_not_asked_for_are_closed() -> None:
-    handles: list[Handle] = [EventFd(), MemFd()]
-    before = descriptor_count()
-    assert unpack(memoryview(inline(pickle.dumps("nothing"))), handles) == "nothing"
-    assert descriptor_count() == before - 2
-    assert handles == []
-
-
-@pytest.mark.parametrize("index", [-1, 2, 10**30])
-def test_a_handle_that_did_not_come_is_refused(index: int) -> None:
-    number = pickle.dumps(index, 2)[2:-1]
-    forged = b"\x80\x05" + OWNED + b"(" + number + b"cfdpool.kernel.eventfd\nEventFd\ntR."
-    refuse(inline(forged), [EventFd(), EventFd()], f"asks for handle {index} of 2, or asks twice")
-
-
-def test_a_handle_asked_for_twice_is_refused() -> None:
-    call = OWNED + b"(K\x00cfdpool.kernel.eventfd\nEventFd\ntR"
-    handles: list[Handle] = [EventFd(), EventFd()]
-    with pytest.warns(ResourceWarning, match="unclosed <EventFd"):  # the first one belonged to nobody yet
-        refuse(inline(b"\x80\x05" + call + call + b"\x86."), handles, "asks for handle 0 of 2, or asks twice")
-
-
 def test_the_module_of_rebuilders_can_still_be_named() -> None:
     assert travel(fdpool.give) is fdpool.give
     assert travel(Arrived) is Arrived
-
-
-PARCELS = [
-    pack([1, "two", b"three"]),
-    pack([np.arange(20_000), "text", np.arange(20_000)]),
-    pack(["x" * 70_000, np.arange(20_000)]),
-]
-CONTENTS = [b"" if packed.bulk is None else bytes(packed.bulk.map()) for packed in PARCELS]
-for packed in PARCELS:
-    packed.close()
-
-
-@settings(deadline=None, max_examples=200)
-@given(which=st.sampled_from([0, 1, 2]), data=st.data())
-def test_whatever_is_cut_or_changed_only_known_errors_are_raised(which: int, data: st.DataObject) -> None:
-    parcel, content = PARCELS[which].data, CONTENTS[which]
-    cut = draw_cut(data, parcel)
-    content = draw_cut(data, content) if data.draw(st.booleans()) else content
-    handles: list[Handle] = [] if PARCELS[which].bulk is None else [MemFd.from_bytes(content)]
-    before = descriptor_count() - len(handles)
-    try:
-        unpack(memoryview(cut), handles)
-    except (RemoteProtocolError, pickle.UnpicklingError, EOFError):
-        pass
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, ImportError, OverflowError, MemoryError):
-        pass  # what pickle raises where its input makes no sense
-    assert descriptor_count() == before
-
-
-def draw_cut(data: st.DataObject, whole: bytes) -> bytes:
-    return whole[: data.draw(st.integers(0, len(whole)))]
-
-
-def test_a_parcel_cut_anywhere_is_refused() -> None:
-    for parcel, content in zip(PARCELS, CONTENTS, strict=True):
-        for length in range(len(parcel.data)):
-            handles: list[Handle] = [MemFd.from_bytes(content)] if content else []
-            refuse(parcel.data[:length], handles, "too short|came where the header declares")
-
-
-def test_a_bulk_cut_anywhere_is_refused() -> None:
-    for parcel, content in zip(PARCELS[1:], CONTENTS[1:], strict=True):
-        for length in (0, 1, 100, len(content) // 2, len(content) - 64):
-            refuse(parcel.data, [MemFd.from_bytes(content[:length])], "in a memfd of")
-
-
-def test_a_truncated_pickle_in_memory_is_an_unpickling_error() -> None:
-    stream = pickle.dumps([bytes(100_000), bytearray(100_000), "x" * 100_000], 5)
-    for length in (*range(40), 65_000, 100_005, 199_999, 200_030, len(stream) - 1):
-        header = HEADER.pack(3, 0, 0, length)
-        with pytest.raises((pickle.UnpicklingError, EOFError)):
-            unpack(memoryview(header), [MemFd.from_bytes(stream[:length])])
-
-
-def test_text_opcodes_of_old_pickles_are_read_from_memory_too() -> None:
-    stream = pickle.dumps([1, 10**30, Point], 0)
-    arrived = unpack(memoryview(HEADER.pack(3, 0, 0, len(stream))), [MemFd.from_bytes(stream)])
-    assert arrived == [1, 10**30, Point]
 
 
 def test_objects_of_the_io_module_without_a_descriptor_pickle_as_ever() -> None:
@@ -522,3 +283,44 @@ def test_objects_of_the_io_module_without_a_descriptor_pickle_as_ever() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="classes cannot offer buffers before 3.12")
 def test_a_pickle_buffer_travels_as_its_bytes() -> None:
     assert bytes(travel(pickle.PickleBuffer(bytearray(BIG)))) == bytes(BIG)
+
+
+def test_handles_that_are_not_asked_for_are_closed() -> None:
+    delivery = deliver(pack("nothing"))
+    delivery.handles += [EventFd(), EventFd()]
+    before = descriptor_count()
+    assert delivery.open() == "nothing"
+    assert descriptor_count() == before - 2
+    assert delivery.handles == []
+
+
+@pytest.mark.parametrize("index", [-1, 2, 10**30])
+def test_a_handle_that_did_not_come_is_refused(index: int) -> None:
+    arrived = Arrived([EventFd(), EventFd()])
+    with pytest.raises(RemoteProtocolError, match=f"asks for handle {index} of 2, or asks twice"):
+        arrived.take(index)
+    arrived.close()
+
+
+def test_a_handle_asked_for_twice_is_refused() -> None:
+    arrived = Arrived([EventFd()])
+    with arrived.take(0):
+        with pytest.raises(RemoteProtocolError, match="asks for handle 0 of 1, or asks twice"):
+            arrived.take(0)
+
+
+@pytest.mark.parametrize("value", [[1, b"two"], [np.arange(20_000), "text"], ["x" * 70_000, np.arange(20_000)]])
+def test_a_parcel_cut_anywhere_is_an_error_that_leaks_nothing(value: Any) -> None:
+    before = descriptor_count()
+    packed = pack(value)
+    wrapped = Exchange().wrap(packed)
+    for length in range(len(wrapped.body)):
+        handles: list[Handle] = [MemFd.adopt(os.dup(handle.fileno())) for handle in wrapped.handles]
+        exchange = Exchange()
+        with suppress(RemoteProtocolError, pickle.UnpicklingError, EOFError):
+            parcel = exchange.take_in(memoryview(wrapped.body)[:length], handles)
+            assert parcel is None or unpack(parcel, handles) is None, "a part was taken for the whole"
+        close_all(handles)
+        exchange.close()
+    packed.close()
+    assert descriptor_count() == before

@@ -56,4 +56,5 @@ def test_the_numbers_that_travel_never_change() -> None:
         "BEGUN": 18,
         "RESULT": 19,
         "ERROR": 20,
+        "MEMORY": 40,
     }
