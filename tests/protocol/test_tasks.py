@@ -18,12 +18,12 @@ def test_a_message_comes_out_as_it_went_in(operation: Operation, call: int, body
     assert (header, bytes(arrived)) == ([operation, flags, call], body)
 
 
-def test_every_operation_goes_in_one_direction() -> None:
+def test_every_operation_has_its_direction() -> None:
     assert set(Operation) == FROM_WORKER | TO_WORKER
-    assert not FROM_WORKER & TO_WORKER
+    assert FROM_WORKER & TO_WORKER == {Operation.MEMORY}, "only memory is spoken of both ways"
 
 
-@pytest.mark.parametrize("operation", Operation)
+@pytest.mark.parametrize("operation", sorted(set(Operation) - {Operation.MEMORY}))
 def test_an_operation_from_the_wrong_side_is_refused(operation: Operation) -> None:
     allowed = FROM_WORKER if operation in TO_WORKER else TO_WORKER
     with pytest.raises(
