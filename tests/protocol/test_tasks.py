@@ -20,7 +20,7 @@ def test_a_message_comes_out_as_it_went_in(operation: Operation, call: int, body
 
 def test_every_operation_has_its_direction() -> None:
     assert set(Operation) == FROM_WORKER | TO_WORKER
-    assert FROM_WORKER & TO_WORKER == {Operation.MEMORY}, "only memory is spoken of both ways"
+    assert {Operation.MEMORY} == FROM_WORKER & TO_WORKER, "only memory is spoken of both ways"
 
 
 @pytest.mark.parametrize("operation", sorted(set(Operation) - {Operation.MEMORY}))
