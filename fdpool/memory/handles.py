@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fdpool.errors import RemoteProtocolError
-from fdpool.kernel import HasFileno, MemFd, OwnedFd
+from fdpool.kernel import HasFileno, OwnedFd
 from fdpool.kernel.descriptor import fd_number
 
 if TYPE_CHECKING:
@@ -63,18 +63,6 @@ class Arrived:
             raise RemoteProtocolError(f"the pickle asks for handle {index} of {len(self._handles)}, or asks twice")
         self._handles[index] = None
         return handle
-
-    def take_memory(self) -> MemFd:
-        """Give up the memfd that comes before the handles proper, and is not counted among them.
-
-        Raises:
-          RemoteProtocolError: none did.
-        """
-        memory = self._handles[0] if self._handles else None
-        if not isinstance(memory, MemFd):
-            raise RemoteProtocolError("the buffers should be in a memfd, and none came")
-        del self._handles[0]
-        return memory
 
     def close(self) -> None:
         """Close every handle that was not taken."""
