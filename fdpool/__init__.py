@@ -54,10 +54,12 @@ _HOMES = {
     "memory.allocation": ("allocate", "copy", "empty", "zeros"),
     "memory.handles": ("give",),
     "memory.shared": ("Shared",),
-    "pool": ("Pool", "open_pool"),
+    "events": ("PoolEvent", "PoolEvents"),
+    "pool": ("Pool", "Worker", "open_pool"),
     "protocol.limits": ("Limits",),
     "protocol.restart": ("Backoff", "Restart"),
     "protocol.strategy": ("Keep", "RestartGroup", "Strategy"),
+    "statistics": ("CallCounts", "PoolStatistics", "WorkerStatistics"),
     "transport": ("Message",),
     "warehouse": ("MemoryStatistics", "WorkerMemory"),
     "kernel": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,18 +71,22 @@ class Call:
         "options",
         "packed",
         "parcel",
+        "reservation",
         "retries",
         "task",
         "worker",
         "wrapped",
     )
 
-    def __init__(self, number: int, name: str, packed: Packed, options: CallOptions) -> None:
+    def __init__(
+        self, number: int, name: str, packed: Packed, options: CallOptions, reservation: Reservation | None = None
+    ) -> None:
         self.number = number
         self.name = name
         self.packed = packed
         self.options = options
         self.retries = options.retries
+        self.reservation = reservation
         self.task: trio.lowlevel.Task | None = None
         self.operation = Operation.RESULT
         self.message: Message | None = None
@@ -150,6 +155,27 @@ class Call:
         if self.task is not None:
             trio.lowlevel.reschedule(self.task)
             self.task = None
+
+
+class Reservation:
+    """A worker set aside, or the wish for one; with the calls that wait for it alone.
+
+    Attributes:
+      number: Its place in line, among the calls.
+      worker: The worker, as long as there is one.
+      granted: Set once there is one, or once there will be none.
+      refusal: Makes the error that says why there is none, or none any more.
+      waiting: Calls that it has not been sent yet.
+    """
+
+    __slots__ = ("granted", "number", "refusal", "waiting", "worker")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.worker: WorkerProcess | None = None
+        self.granted = trio.Event()
+        self.refusal: Callable[[], Exception] | None = None
+        self.waiting: deque[Call] = deque()
 
 
 def name_of(function: Any) -> str:

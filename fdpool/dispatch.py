@@ -4,27 +4,33 @@ Callers wait in one line. A free worker takes the first of them; while calls are
 more, so that it need not wait for this process between two. A call sent ahead like that never waits longer for
 it: as soon as another worker has nothing to do, the call is taken back out of the busy one's queue. Taking it out and
 beginning it are both a receive on the same socket, so that the kernel decides which of them happens, once.
+
+Who wants a worker for itself waits in the same line; its calls then have a line of their own.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from fdpool.calls import Reservation
+from fdpool.delivery import Delivery
 from fdpool.errors import FdLimitError, PoolBroken, RemoteProtocolError, WorkerDied
 from fdpool.memory.handles import close_given
-from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, Operation, decode, encode
+from fdpool.process.vitals import own_memory
+from fdpool.protocol.tasks import TO_WORKER, Operation, decode, encode
+from fdpool.seat import Seat
+from fdpool.statistics import CallCounts, WorkerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fdpool.calls import Call
+    from fdpool.events import Broadcast
     from fdpool.kernel import ExitStatus
-    from fdpool.memory.exchange import Wrapped
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
     from fdpool.warehouse import Warehouse
@@ -35,35 +41,51 @@ SHORT_SECONDS: Final = 0.002
 OVERDUE_SECONDS: Final = 0.01
 """A call sent ahead of which the worker's present call has run for longer is taken back before newer ones are begun."""
 
-
 ASYNC_CALLS_PER_WORKER: Final = 100
 """How many async calls one worker has under way at most."""
 
 
-class Seat:
-    """A worker and the calls it was sent.
-
-    Attributes:
-      calls: Plain calls: the first of them it runs, the others lie in its socket's queue.
-      hosted: Async calls, which run side by side, by number.
-    """
-
-    __slots__ = ("calls", "done", "hosted", "since", "worker")
-
-    def __init__(self, worker: WorkerProcess) -> None:
-        self.worker = worker
-        self.calls: deque[Call] = deque()
-        self.hosted: dict[int, Call] = {}
-        self.since = 0.0
-        self.done = 0
-
-    def __contains__(self, call: Call) -> bool:
-        return call in self.calls or call.number in self.hosted
+class Staff(Protocol):
+    """Who sees to it that there are workers."""
 
     @property
-    def is_free(self) -> bool:
-        """Whether the worker has nothing to do."""
-        return not self.calls and not self.hosted
+    def size(self) -> int:
+        """How many there should be."""
+
+    def retire(self, worker: WorkerProcess, *, rests: bool = False) -> None:
+        """Have a worker that is idle end; unless its place *rests* then, another one takes it."""
+
+    def need(self, count: int) -> None:
+        """See to it that *count* workers are on their way, if so many places rest."""
+
+
+class Tenure:
+    """How long a worker may stay.
+
+    Args:
+      max_tasks: After how many calls it is retired, or None.
+      max_rss: With how many bytes of memory of its own it is retired, or None.
+      idle_timeout: After how many idle seconds it is let go, or None.
+    """
+
+    def __init__(
+        self, max_tasks: int | None = None, max_rss: int | None = None, idle_timeout: float | None = None
+    ) -> None:
+        if max_tasks is not None and max_tasks < 1:
+            raise ValueError(f"max_tasks_per_worker is {max_tasks}: a worker runs at least 1 call")
+        if max_rss is not None and max_rss < 1:
+            raise ValueError(f"max_rss is {max_rss} bytes: no worker can do with that")
+        if idle_timeout is not None and idle_timeout <= 0:
+            raise ValueError(f"idle_timeout is {idle_timeout} seconds: it must be more than 0, or None")
+        self.max_tasks = max_tasks
+        self.max_rss = max_rss
+        self.idle_timeout = idle_timeout
+
+    def has_ended(self, seat: Seat) -> bool:
+        """Whether a worker that has just answered has done its share."""
+        if self.max_tasks is not None and seat.done >= self.max_tasks:
+            return True
+        return self.max_rss is not None and own_memory(seat.worker) > self.max_rss
 
 
 class Dispatcher:
@@ -72,46 +94,71 @@ class Dispatcher:
     Args:
       nursery: Where it can run tasks as long as the pool is open.
       memory: What the workers are lent, and lend.
-      grace_period: Seconds that a retired worker has to end.
-      max_tasks: After how many calls a worker is retired, or None.
+      tenure: How long workers stay.
+      events: Where to say what happens.
+
+    Attributes:
+      staff: The supervisor; to be set before the first call.
     """
 
-    def __init__(
-        self, nursery: trio.Nursery, memory: Warehouse, grace_period: float, max_tasks: int | None = None
-    ) -> None:
+    staff: Staff
+
+    def __init__(self, nursery: trio.Nursery, memory: Warehouse, tenure: Tenure, events: Broadcast) -> None:
         self._memory = memory
         self.waiting: deque[Call] = deque()
         self.numbers = count(1)
+        self.counts = CallCounts()
+        self.crashed = 0
+        self._delivery = Delivery(nursery, memory, self._unsendable)
+        self._tenure = tenure
+        self._events = events
         self._seats: dict[WorkerProcess, Seat] = {}
         self._idle: list[Seat] = []
         self._laden: set[Seat] = set()
         self._hosts: set[Seat] = set()
-        self._nursery = nursery
-        self._grace_period = grace_period
-        self._max_tasks = max_tasks
+        self._wishes: deque[Reservation] = deque()
+        self._reserved: set[Reservation] = set()
         self._average_seconds = 1.0
         self._unavailable: Callable[[], Exception] | None = None
 
     def submit(self, call: Call) -> None:
         """Have *call* run as soon as a worker can."""
+        reservation = call.reservation
+        self._events.tell("call.queued", call=call.number, function=call.name)
         if self._unavailable is not None:
-            call.fail(self._unavailable())
-        else:
+            self._fail(call, self._unavailable())
+        elif reservation is None:
             self.waiting.append(call)
             self._match()
+        elif reservation.refusal is not None:
+            self._fail(call, reservation.refusal())
+        else:
+            reservation.waiting.append(call)
+            assert reservation.worker is not None
+            self._serve(reservation, self._seats[reservation.worker])
 
     def refuse(self, reason: Callable[[], Exception]) -> None:
         """Fail every call that waits, and every one to come."""
         self._unavailable = reason
         while self.waiting:
-            self.waiting.popleft().fail(reason())
+            self._fail(self.waiting.popleft(), reason())
+        for reservation in (*self._wishes, *self._reserved):
+            self._refuse_line(reservation, reason)
+        self._wishes.clear()
+
+    def check_available(self) -> None:
+        """Raise why no call can run any more, if that is so."""
+        if self._unavailable is not None:
+            raise self._unavailable()
 
     @trio.lowlevel.enable_ki_protection
     async def stop_call(self, call: Call) -> None:
         """Stop a call that nobody wants any more, as its options say; it has ended when this returns."""
         call.is_abandoned = True
-        if call in self.waiting:
-            self.waiting.remove(call)
+        line = self.waiting if call.reservation is None else call.reservation.waiting
+        if call in line:
+            line.remove(call)
+            self._cancelled(call, None)
             return
         seat = next((seat for seat in self._seats.values() if call in seat), None)
         if seat is not None and seat.calls and call is not seat.calls[0] and not call.is_async:
@@ -123,7 +170,7 @@ class Dispatcher:
         with trio.CancelScope(shield=True):
             if call.options.on_cancel == "interrupt":
                 if call.is_async:
-                    self._nursery.start_soon(self._cancel_async, call, seat)
+                    self._delivery.say(seat, encode(Operation.CANCEL, call.number))
                 else:
                     worker.interrupt(call.number)
                 with trio.move_on_after(call.options.grace_period):
@@ -135,140 +182,160 @@ class Dispatcher:
             call.message.close()
             call.parcel = None
 
-    async def _cancel_async(self, call: Call, seat: Seat) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async with seat.worker.sending:
-                await seat.worker.channel.send(encode(Operation.CANCEL, call.number))
+    # Workers set aside.
+
+    def reserve(self) -> Reservation:
+        """Wish for a worker, in line with the calls; to be waited for, and given back with `give_back`."""
+        wish = Reservation(next(self.numbers))
+        if self._unavailable is not None:
+            self._refuse_line(wish, self._unavailable)
+        else:
+            self._wishes.append(wish)
+            self._match()
+        return wish
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Have the worker serve everybody again, once it has done what it runs; or withdraw the wish for one."""
+        if reservation in self._wishes:
+            self._wishes.remove(reservation)
+        self._reserved.discard(reservation)
+        seat = None if reservation.worker is None else self._seats.get(reservation.worker)
+        reservation.worker = None
+        self._refuse_line(reservation, lambda: trio.ClosedResourceError("this worker was given back to its pool"))
+        if seat is not None:
+            seat.reservation = None
+            if seat.hosted:
+                self._hosts.add(seat)
+            self._release(seat)
+
+    def _grant(self, wish: Reservation, seat: Seat) -> None:
+        wish.worker, seat.reservation = seat.worker, wish
+        self._reserved.add(wish)
+        wish.granted.set()
+
+    def _refuse_line(self, reservation: Reservation, reason: Callable[[], Exception]) -> None:
+        """Fail what waits for a worker set aside, or for being given one, and what will ask for it."""
+        reservation.refusal = reason
+        reservation.granted.set()
+        while reservation.waiting:
+            self._fail(reservation.waiting.popleft(), reason())
+
+    def _serve(self, reservation: Reservation, seat: Seat) -> None:
+        """Send what waits for a worker that was set aside, as far as it can begin it now."""
+        while reservation.waiting and not seat.worker.is_condemned:
+            is_full = len(seat.hosted) >= ASYNC_CALLS_PER_WORKER if reservation.waiting[0].is_async else seat.calls
+            if is_full:
+                return
+            self._post(reservation.waiting.popleft(), seat)
+
+    # Calls and workers, brought together.
 
     def _match(self) -> None:
         """Bring waiting calls and workers together, the calls in their order."""
-        if self._idle and not self.waiting and self._laden:
+        if self._idle and self._laden and not (self.waiting or self._wishes):
             # A call must not lie in the queue of a busy worker while another one has nothing to do.
             self._take_back(min(self._laden, key=lambda seat: seat.calls[1].number))
-        while self.waiting and (seat := self._seat_for(self.waiting[0])) is not None:
-            call = self.waiting.popleft()
-            if call.may_begin():
-                self._post(call, seat)
-            elif seat.is_free:
-                self._idle.append(seat)
-        self._send_ahead()
+        while self._wishes or self.waiting:
+            if self._is_wish_next():
+                if not self._idle:
+                    break
+                self._grant(self._wishes.popleft(), self._idle.pop())
+            elif (seat := self._seat_for(self.waiting[0])) is None:
+                break
+            else:
+                call = self.waiting.popleft()
+                if call.may_begin():
+                    self._post(call, seat)
+                elif seat.is_free:
+                    self._idle.append(seat)
+        if self._wishes or self.waiting:
+            self._send_ahead()
+            if self._tenure.idle_timeout is not None:
+                self.staff.need(len(self.waiting) + len(self._wishes))
+
+    def _is_wish_next(self) -> bool:
+        """Whether the first in line wants a worker for itself, and not only for a call."""
+        return bool(self._wishes) and not (self.waiting and self.waiting[0].number < self._wishes[0].number)
 
     def _seat_for(self, call: Call) -> Seat | None:
         """Return the worker that should run *call* now, if there is one; no longer idle if it was."""
         hosts = [seat for seat in self._hosts if self._may_join(call, seat)]
         # Async calls leave at least one worker to plain ones, if there are two.
-        if hosts and not (call.is_async and self._idle and len(self._hosts) < len(self._seats) - 1):
+        if hosts and not (call.is_async and self._idle and len(self._hosts) < self._open_places - 1):
             return min(hosts, key=lambda seat: len(seat.hosted))
         # The one that was busy last: its caches are warm, and the others may go idle for good.
         return self._idle.pop() if self._idle else None
 
     def _may_join(self, call: Call, seat: Seat) -> bool:
         """Whether *call* may run beside the async calls on *seat*: a plain one only if there is no other worker."""
-        if seat.worker.is_condemned:
+        if not seat.is_open:
             return False
         if call.is_async:
             return len(seat.hosted) < ASYNC_CALLS_PER_WORKER
-        return len(self._seats) == 1 and not seat.calls
+        return self._open_places == 1 and not seat.calls
+
+    @property
+    def _open_places(self) -> int:
+        """How many workers there should be that are not set aside."""
+        return self.staff.size - len(self._reserved)
 
     def _post(self, call: Call, seat: Seat) -> None:
         """Send *call* to a worker that can begin it now."""
-        if call.is_async:
-            seat.hosted[call.number] = call
+        if call.is_async and seat.reservation is None:
             self._hosts.add(seat)
-        else:
-            seat.calls.append(call)
-        seat.since = trio.current_time()
-        call.is_long = False
-        call.worker = seat.worker
-        try:
-            call.wrapped = self._memory.wrap(seat.worker, call.packed)
-            seat.worker.channel.send_nowait(self._payload(call, call.wrapped), call.wrapped.handles)
-        except (trio.WouldBlock, trio.BusyResourceError):
-            call.is_long = True
-            self._nursery.start_soon(self._send_patiently, call, seat)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # The worker is dead, and the supervisor is about to say so; the call goes to another one then.
-            pass
-        except (OSError, TypeError, ValueError) as exc:
-            self._unsendable(call, seat, exc)
-
-    async def _send_patiently(self, call: Call, seat: Seat) -> None:
-        """Send a call that takes several datagrams, or has to wait for descriptors in flight to land."""
-        assert call.wrapped is not None
-        try:
-            async with seat.worker.sending:
-                await seat.worker.channel.send(self._payload(call, call.wrapped), call.wrapped.handles)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        except (OSError, TypeError, ValueError) as exc:
-            self._unsendable(call, seat, exc)
+        self._delivery.send(call, seat)
+        self._events.tell("call.sent", pid=seat.worker.pid, call=call.number, function=call.name)
 
     def _unsendable(self, call: Call, seat: Seat, error: Exception) -> None:
-        if self._remove(call.number, seat) is not None:
-            self._unwrap(call)
-            call.fail(error)
-            self._release(seat)
-
-    def _unwrap(self, call: Call) -> None:
-        """Undo what was noted about memory for a call that was not sent, or was taken back."""
-        if call.wrapped is not None and call.worker is not None:
-            self._memory.take_back(call.worker, call.wrapped)
-            call.wrapped = None
-
-    def _payload(self, call: Call, wrapped: Wrapped) -> bytes:
-        flags = REPORT_BEGUN if call.packed.given else 0
-        operation = Operation.RUN_ASYNC if call.is_async else Operation.RUN
-        return encode(operation, call.number, wrapped.body, flags)
+        self._tidy(seat)
+        self._fail(call, error)
+        self._release(seat)
 
     def _release(self, seat: Seat) -> None:
-        """Find something to do for a worker that has done something."""
+        """Find something to do for a worker that has done something, or let it go."""
         if not seat.worker.is_condemned and seat.worker in self._seats:
-            self._take_back_overdue()
-            if seat.is_free and seat not in self._idle:
-                self._idle.append(seat)
+            if seat.reservation is not None:
+                self._serve(seat.reservation, seat)
+            elif seat.is_leaving:
+                if seat.is_free:
+                    self.staff.retire(seat.worker)
+            else:
+                self._take_back_overdue()
+                if seat.is_free and seat not in self._idle:
+                    self._idle.append(seat)
         self._match()
 
     def _send_ahead(self) -> None:
         """Put waiting calls into the queues of busy workers, as long as calls are short."""
-        if self._average_seconds > SHORT_SECONDS or not self.waiting:
+        if self._average_seconds > SHORT_SECONDS:
             return
         for seat in self._seats.values():
-            if not self.waiting or self.waiting[0].is_async:
+            if self._is_wish_next() or not self.waiting or self.waiting[0].is_async:
                 return
-            if self._may_take_one_ahead(seat) and not self._send_one_ahead(seat):
-                return
+            if self._may_take_one_ahead(seat):
+                self._send_one_ahead(seat)
 
     def _may_take_one_ahead(self, seat: Seat) -> bool:
         # A call of several datagrams, or one that waits to be sent, could not be taken back in one piece.
         return (
             len(seat.calls) == 1
-            and not (seat.calls[0].is_long or seat.hosted or seat.worker.is_condemned)
-            and (self._max_tasks is None or seat.done + 1 < self._max_tasks)
+            and seat.is_open
+            and not (seat.calls[0].is_long or seat.hosted)
+            and (self._tenure.max_tasks is None or seat.done + 1 < self._tenure.max_tasks)
         )
 
-    def _send_one_ahead(self, seat: Seat) -> bool:
-        """Put the first call in line into a worker's queue; return False if it has to wait for its turn."""
-        call = self.waiting[0]
+    def _send_one_ahead(self, seat: Seat) -> None:
+        call = self.waiting.popleft()
         if not call.may_begin():
-            self.waiting.popleft()
-            return True
-        call.worker = seat.worker
-        call.wrapped = self._memory.wrap(seat.worker, call.packed)
+            return
         try:
-            seat.worker.channel.send_nowait(self._payload(call, call.wrapped), call.wrapped.handles)
-        except trio.WouldBlock:
-            self._unwrap(call)
-            return False
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            self._unwrap(call)
-            return True
+            if self._delivery.send_ahead(call, seat):
+                self._laden.add(seat)
+                self._events.tell("call.sent", pid=seat.worker.pid, call=call.number, function=call.name)
+            else:
+                self.waiting.appendleft(call)
         except (OSError, TypeError, ValueError) as exc:
-            self._unwrap(call)
-            self.waiting.popleft().fail(exc)
-            return True
-        seat.calls.append(self.waiting.popleft())
-        self._laden.add(seat)
-        return True
+            self._fail(call, exc)
 
     def _take_back_overdue(self) -> None:
         deadline = trio.current_time() - OVERDUE_SECONDS
@@ -277,37 +344,62 @@ class Dispatcher:
 
     def _take_back(self, seat: Seat) -> None:
         """Take what a worker has not received back to the head of the line: the call sent ahead, or all it has."""
-        taken = []
-        for payload in seat.worker.take_back():
-            operation, _, number, _ = decode(payload, TO_WORKER)
-            if operation is Operation.MEMORY:
-                # News of memory that lay between the calls: said again.
-                self._nursery.start_soon(self._send_again, seat, payload)
-                continue
-            call = self._remove(number, seat)
-            if call is not None:
-                self._unwrap(call)
-            if call is not None and not call.is_abandoned:
-                taken.append(call)
-        self.waiting.extendleft(reversed(taken))
-        if seat.is_free and not seat.worker.is_condemned and seat not in self._idle:
+        for call in reversed(self._delivery.take_back(seat)):
+            if call.is_abandoned:
+                self._cancelled(call, None)
+            else:
+                self._line_of(call).appendleft(call)
+        self._tidy(seat)
+        if seat.is_free and seat.is_open and seat not in self._idle:
             self._idle.append(seat)
 
-    async def _send_again(self, seat: Seat, payload: bytes) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async with seat.worker.sending:
-                await seat.worker.channel.send(payload)
+    def _line_of(self, call: Call) -> deque[Call]:
+        return self.waiting if call.reservation is None else call.reservation.waiting
 
-    def _remove(self, number: int, seat: Seat) -> Call | None:
-        """Take the call of that number off a worker's list, if it is there."""
-        call = seat.hosted.pop(number, None) or next((call for call in seat.calls if call.number == number), None)
-        if call is not None and call in seat.calls:
-            seat.calls.remove(call)
+    def _tidy(self, seat: Seat) -> None:
+        """Note what a worker is, now that a call less is on its list."""
         if len(seat.calls) < 2:
             self._laden.discard(seat)
         if not seat.hosted:
             self._hosts.discard(seat)
-        return call
+
+    # Workers that go.
+
+    def dismiss(self, worker: WorkerProcess) -> None:
+        """Have a worker end as soon as it has nothing to do; until then it is given nothing."""
+        seat = self._seats.get(worker)
+        if seat is None:
+            self.staff.retire(worker)
+            return
+        seat.is_leaving = True
+        if seat in self._idle:
+            self._idle.remove(seat)
+        if len(seat.calls) > 1:
+            self._take_back(seat)
+        self._release(seat)
+
+    def rematch(self) -> None:
+        """Look again who can run what, since there are more or fewer workers to come."""
+        self._match()
+
+    def burden_of(self, worker: WorkerProcess) -> int:
+        """Return how much would be delayed if *worker* left."""
+        seat = self._seats.get(worker)
+        return 0 if seat is None else seat.burden
+
+    async def let_idle_go(self) -> None:
+        """Let workers go that have been idle for too long, until cancelled."""
+        timeout = self._tenure.idle_timeout
+        if timeout is None:
+            return
+        while True:
+            now = trio.current_time()
+            for seat in [seat for seat in self._idle if now - seat.since >= timeout]:
+                self._idle.remove(seat)
+                seat.is_leaving = True
+                self.staff.retire(seat.worker, rests=True)
+            oldest = min((seat.since for seat in self._idle), default=now)
+            await trio.sleep_until(oldest + timeout)
 
     # What the supervisor tells.
 
@@ -323,7 +415,7 @@ class Dispatcher:
                 self._memory.take_in(worker, operation, message)
             return
         seat = self._seats.get(worker)
-        call = self._running_on(seat, number)
+        call = None if seat is None else seat.running(number)
         if seat is None or call is None:
             message.close()
             raise RemoteProtocolError(f"worker {worker.pid} speaks of call {number}, which it was not given")
@@ -341,18 +433,22 @@ class Dispatcher:
             return
         assert parcel is not None
         self._answered(seat, call)
-        if self._unavailable is not None and worker.page.cancelled_call == number and not call.is_abandoned:
+        if call.is_abandoned:
+            self._cancelled(call, worker)
+            call.finish(operation, message, parcel)
+        elif self._unavailable is not None and worker.page.cancelled_call == number:
             # It was interrupted because the pool is closing, and not on its caller's behalf.
             message.close()
-            call.fail(self._unavailable())
+            self._fail(call, self._unavailable())
         else:
+            self._count_answer(call, operation, worker)
             call.finish(operation, message, parcel)
         self._release(seat)
 
     def worker_lost_handles(self, worker: WorkerProcess, number: int, error: FdLimitError) -> None:
         """Fail the call whose answer came without its handles."""
         seat = self._seats.get(worker)
-        call = self._running_on(seat, number)
+        call = None if seat is None else seat.running(number)
         if seat is not None and call is not None:
             self._memory.decline(worker, error.data)
             self._fail_answered(seat, call, error)
@@ -360,94 +456,92 @@ class Dispatcher:
     def _fail_answered(self, seat: Seat, call: Call, error: OSError) -> None:
         """Fail a call whose answer there is no room for; its worker is free again."""
         self._answered(seat, call)
-        call.fail(error)
+        self._fail(call, error)
         self._release(seat)
 
     def worker_misbehaved(self, worker: WorkerProcess, error: RemoteProtocolError) -> None:
         """Fail the call that runs on a worker which is not believed any more."""
         seat = self._seats.get(worker)
-        if seat is not None and (seat.calls or seat.hosted):
+        if seat is not None and not seat.is_free:
             suspect = seat.calls[0] if seat.calls else next(iter(seat.hosted.values()))
-            self._remove(suspect.number, seat)
-            suspect.fail(error)
-
-    def _running_on(self, seat: Seat | None, number: int) -> Call | None:
-        """Return the call of that number, if it is one that the worker can speak of."""
-        if seat is None:
-            return None
-        if seat.calls and seat.calls[0].number == number:
-            return seat.calls[0]
-        return seat.hosted.get(number)
+            seat.remove(suspect.number)
+            self._tidy(seat)
+            self._fail(suspect, error)
 
     def worker_exited(self, worker: WorkerProcess, status: ExitStatus) -> bool:
         """Fail the call that had begun on a dead worker; those that had not run elsewhere."""
         seat = self._seats.pop(worker, None)
+        self.crashed += not worker.is_condemned
+        unreceived = self._unreceived(worker) if seat is not None and seat.hosted else frozenset()
         self._memory.worker_exited(worker)
-        begun = worker.page.begun_call
         if seat is None:
-            return False
+            return worker.is_retired
         if seat in self._idle:
             self._idle.remove(seat)
         self._laden.discard(seat)
         self._hosts.discard(seat)
-        in_call = self._end_hosted(seat, status) or begun != worker.answered_call
-        while seat.calls:
-            # From the last one on, so that they end up in their order at the head of the line.
-            call = seat.calls.pop()
-            has_begun = call.number == begun
-            if has_begun:
-                close_given(call.packed.given)
-            if call.is_abandoned or (has_begun and call.retries == 0):
-                call.fail(self._death_of(call, seat, status))
-            else:
-                call.retries -= has_begun
-                self.waiting.appendleft(call)
+        begun = worker.page.begun_call
+        in_call = begun != worker.answered_call
+        # From the last one on, so that they end up in their order at the head of the line.
+        for call in [*reversed(seat.calls), *sorted(seat.hosted.values(), key=lambda call: -call.number)]:
+            has_begun = call.number not in unreceived if call.is_async else call.number == begun
+            in_call |= has_begun
+            self._bereave(call, seat, status, has_begun=has_begun)
+        if seat.reservation is not None:
+            self._bereave_reservation(seat.reservation, seat, status)
         if self._unavailable is not None:
             self.refuse(self._unavailable)
         self._match()
         return worker.is_retired or in_call
 
+    def _bereave(self, call: Call, seat: Seat, status: ExitStatus, *, has_begun: bool) -> None:
+        """Have a call whose worker has died run elsewhere, or fail if it may not."""
+        if call.is_abandoned:
+            close_given(call.packed.given)
+            call.fail(self._death_of(call, seat, status))
+            self._cancelled(call, seat.worker)
+        elif (has_begun and call.retries == 0) or call.reservation is not None:
+            close_given(call.packed.given)
+            self.counts.died += 1
+            self._tell("call.died", call, seat.worker, detail=str(status))
+            call.fail(self._death_of(call, seat, status))
+        else:
+            call.retries -= has_begun
+            self.counts.retried += has_begun
+            if has_begun:
+                self._tell("call.retried", call, seat.worker, detail=str(status))
+            self.waiting.appendleft(call)
+
+    def _bereave_reservation(self, reservation: Reservation, seat: Seat, status: ExitStatus) -> None:
+        """End the reservation of a worker that has died."""
+        self._reserved.discard(reservation)
+        reservation.worker = None
+        note = "; ".join(filter(None, ("this call came later", seat.worker.complaint)))
+        running = next((call.name for call in (*seat.calls, *seat.hosted.values())), "nothing")
+        facts = status.pid, status.exitcode, status.signal, running
+        self._refuse_line(reservation, lambda: WorkerDied(*facts, note=note))
+
+    def _unreceived(self, worker: WorkerProcess) -> frozenset[int]:
+        """Return the numbers of the async calls that lie in a dead worker's queue."""
+        messages = [decode(payload, TO_WORKER) for payload in worker.take_back()]
+        return frozenset(number for operation, _, number, _ in messages if operation is Operation.RUN_ASYNC)
+
     def supervisor_gave_up(self, message: str, exits: list[str]) -> None:
         """Fail every call there is and every one to come."""
+        self._events.tell("pool.broken", detail=message)
         self.refuse(lambda: PoolBroken(message, exits))
 
     def _answered(self, seat: Seat, call: Call) -> None:
         now = trio.current_time()
-        self._remove(call.number, seat)
+        seat.remove(call.number)
+        self._tidy(seat)
         if not call.is_async:
             self._average_seconds += (now - seat.since - self._average_seconds) / 8
             seat.worker.answered_call = call.number
         seat.since = now
         seat.done += 1
-        if self._max_tasks is not None and seat.done >= self._max_tasks:
-            self._retire(seat)
-
-    def _retire(self, seat: Seat) -> None:
-        """Have a worker that has done its share end, and another one take its place."""
-        seat.worker.retire()
-        self._nursery.start_soon(self._see_off, seat.worker)
-
-    async def _see_off(self, worker: WorkerProcess) -> None:
-        with trio.move_on_after(self._grace_period):
-            await worker.exited.wait()
-        worker.kill()
-
-    def _end_hosted(self, seat: Seat, status: ExitStatus) -> bool:
-        """Fail the async calls of a dead worker that it had received; have the others run elsewhere."""
-        messages = [decode(payload, TO_WORKER) for payload in seat.worker.take_back()]
-        unreceived = {number for operation, _, number, _ in messages if operation is Operation.RUN_ASYNC}
-        had_begun = False
-        for number, call in sorted(seat.hosted.items(), reverse=True):
-            has_begun = number not in unreceived
-            had_begun |= has_begun
-            if call.is_abandoned or (has_begun and call.retries == 0):
-                close_given(call.packed.given)
-                call.fail(self._death_of(call, seat, status))
-            else:
-                call.retries -= has_begun
-                self.waiting.appendleft(call)
-        seat.hosted.clear()
-        return had_begun
+        if self._tenure.has_ended(seat):
+            seat.is_leaving = True
 
     def _death_of(self, call: Call, seat: Seat, status: ExitStatus) -> Exception:
         if self._unavailable is not None:
@@ -455,3 +549,52 @@ class Dispatcher:
         ran_for = trio.current_time() - seat.since
         note = seat.worker.complaint
         return WorkerDied(status.pid, status.exitcode, status.signal, call.name, ran_for=ran_for, note=note)
+
+    # The account of all this.
+
+    def _fail(self, call: Call, error: Exception) -> None:
+        """End a call that could not be begun, or whose answer cannot be had."""
+        self.counts.failed += 1
+        self._tell("call.failed", call, None, detail=type(error).__name__)
+        call.fail(error)
+
+    def _cancelled(self, call: Call, worker: WorkerProcess | None) -> None:
+        self.counts.cancelled += 1
+        self._tell("call.cancelled", call, worker)
+
+    def _count_answer(self, call: Call, operation: Operation, worker: WorkerProcess) -> None:
+        if operation is Operation.RESULT:
+            self.counts.returned += 1
+            self._tell("call.returned", call, worker)
+        else:
+            self.counts.raised += 1
+            self._tell("call.raised", call, worker)
+
+    def _tell(self, name: str, call: Call, worker: WorkerProcess | None, detail: str = "") -> None:
+        pid = None if worker is None else worker.pid
+        self._events.tell(name, pid=pid, call=call.number, function=call.name, detail=detail)
+
+    @property
+    def queued(self) -> int:
+        """How many calls wait for a worker."""
+        return len(self.waiting) + sum(len(reservation.waiting) for reservation in self._reserved)
+
+    @property
+    def running(self) -> int:
+        """How many calls are with a worker."""
+        return sum(len(seat.calls) + len(seat.hosted) for seat in self._seats.values())
+
+    def worker_statistics(self) -> tuple[WorkerStatistics, ...]:
+        """Return how each worker that takes calls stands."""
+        now = trio.current_time()
+        return tuple(
+            WorkerStatistics(
+                pid=seat.worker.pid,
+                running=tuple(call.name for call in [*list(seat.calls)[:1], *seat.hosted.values()]),
+                sent_ahead=max(len(seat.calls) - 1, 0),
+                done=seat.done,
+                idle_seconds=now - seat.since if seat.is_free else 0.0,
+                is_reserved=seat.reservation is not None,
+            )
+            for seat in self._seats.values()
+        )

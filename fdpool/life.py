@@ -85,6 +85,7 @@ class Life:
         self._lifecycle = lifecycle
         self._ready = trio.Event()
         self._ready_at: float | None = None
+        self._is_ending = False
 
     def ready_for(self) -> float:
         """How many seconds it has been ready."""
@@ -123,12 +124,15 @@ class Life:
         return in_call
 
     async def end(self, ladder: Ladder) -> None:
-        """Take it down step by step, each with its deadline, until it has ended.
+        """Take it down step by step, each with its deadline, until it has ended. The second time, wait for the first.
 
         Cancellation: it is killed at once, and waited for.
         """
         worker = self.worker
         try:
+            if self._is_ending:
+                await worker.exited.wait()
+            self._is_ending = True
             for step, seconds in ladder.steps:
                 if worker.status is not None:
                     return

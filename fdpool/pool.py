@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -11,7 +12,8 @@ import trio
 
 from fdpool.background import open_background
 from fdpool.calls import Call, CallOptions, name_of
-from fdpool.dispatch import Dispatcher
+from fdpool.dispatch import Dispatcher, Tenure
+from fdpool.events import Broadcast, PoolEvents
 from fdpool.life import Terms
 from fdpool.mapping import MapOptions, Results, open_results
 from fdpool.memory import functions
@@ -24,6 +26,7 @@ from fdpool.process.zygote import Zygote, encode_setup
 from fdpool.protocol.ladder import Ladder
 from fdpool.protocol.limits import Limits
 from fdpool.protocol.restart import Restart
+from fdpool.statistics import PoolStatistics
 from fdpool.supervisor import Supervisor
 from fdpool.warehouse import MemoryStatistics, Warehouse
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
-    from fdpool.calls import OnCancel
+    from fdpool.calls import OnCancel, Reservation
     from fdpool.memory.parcel import Packed
     from fdpool.memory.pickling import Gathered
     from fdpool.memory.received import MappingMode
@@ -47,13 +50,20 @@ class Pool:
     """Worker processes that run functions; made by `open_pool`. To be used from the trio thread that opened it."""
 
     def __init__(
-        self, supervisor: Supervisor, dispatcher: Dispatcher, memory: Warehouse, size: int, options: CallOptions
+        self,
+        supervisor: Supervisor,
+        dispatcher: Dispatcher,
+        memory: Warehouse,
+        events: Broadcast,
+        options: CallOptions,
+        reservation: Reservation | None = None,
     ) -> None:
         self._memory = memory
         self._supervisor = supervisor
         self._dispatcher = dispatcher
-        self._size = size
+        self._events = events
         self._options = options
+        self._reservation = reservation
 
     def options(
         self,
@@ -78,7 +88,10 @@ class Pool:
         """
         given = {"on_cancel": on_cancel, "grace_period": grace_period, "retries": retries, "mapping": mapping}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return Pool(self._supervisor, self._dispatcher, self._memory, self._size, replace(self._options, **changes))
+        return self._with(replace(self._options, **changes), self._reservation)
+
+    def _with(self, options: CallOptions, reservation: Reservation | None) -> Pool:
+        return Pool(self._supervisor, self._dispatcher, self._memory, self._events, options, reservation)
 
     async def run_sync(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call `function(*args, **kwargs)` in a worker, and return what it returns.
@@ -181,7 +194,7 @@ class Pool:
         """
         if not iterables:
             raise TypeError("map_sync needs at least one iterable to draw arguments from")
-        options = MapOptions(self._size, ordered, chunksize, buffer, return_exceptions, progress)
+        options = MapOptions(self._supervisor.size, ordered, chunksize, buffer, return_exceptions, progress)
         return open_results(options, self.run_sync, function, iterables)
 
     async def share(self, value: T) -> Shared[T]:
@@ -198,6 +211,78 @@ class Pool:
         """
         await trio.lowlevel.checkpoint()
         return share(value, self._options.mapping)
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[Worker]:
+        """Set one worker aside: for use as `async with pool.worker() as worker: await worker.run_sync(…)`.
+
+        What its calls leave in its globals the next ones find there, and no call but those of this block runs on it.
+        Waits in line with the calls until there is a worker that has nothing to do. With all workers set aside,
+        everybody else waits.
+
+        Raises:
+          PoolBroken, trio.ClosedResourceError: there will be none.
+
+        Cancellation: nothing was set aside.
+        """
+        reservation = self._dispatcher.reserve()
+        try:
+            await reservation.granted.wait()
+            if reservation.worker is None and reservation.refusal is not None:
+                raise reservation.refusal()
+            yield Worker(self._with(self._options, reservation), reservation)
+        finally:
+            self._dispatcher.give_back(reservation)
+
+    async def resize(self, workers: int) -> None:
+        """Have *workers* workers from now on.
+
+        New ones start at once. Surplus ones, those with least to do, get no more calls; this waits until they have
+        ended, which is when their calls have.
+
+        Raises:
+          ValueError: *workers* is less than 1.
+          PoolBroken, trio.ClosedResourceError: there are none any more.
+
+        Cancellation: always a checkpoint. The new size stays.
+        """
+        if workers < 1:
+            raise ValueError(f"workers is {workers}: a pool needs at least 1")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._dispatcher.check_available()
+        surplus = self._supervisor.resize(workers, self._dispatcher.burden_of)
+        self._events.tell("pool.resized", detail=f"{workers} workers")
+        for worker in surplus:
+            self._dispatcher.dismiss(worker)
+        self._dispatcher.rematch()
+        await self._supervisor.wait_closed()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def statistics(self) -> PoolStatistics:
+        """Return how the pool stands: its workers, its calls, its memory."""
+        dispatcher = self._dispatcher
+        states = Counter(state.value for state in self._supervisor.states)
+        if resting := self._supervisor.resting:
+            states["exited"] -= resting
+            states["resting"] = resting
+        return PoolStatistics(
+            size=self._supervisor.size,
+            states={state: number for state, number in states.items() if number},
+            queued=dispatcher.queued,
+            running=dispatcher.running,
+            calls=replace(dispatcher.counts),
+            crashed=dispatcher.crashed,
+            workers=dispatcher.worker_statistics(),
+            memory=self._memory.statistics(),
+        )
+
+    def events(self) -> PoolEvents:
+        """Return an async iterator over what happens in the pool from now on, which ends when the pool is closed.
+
+        Also a context manager that ends it before. Up to 10 000 events are kept until they are read; "events.lost"
+        stands for more. docs/pool.md lists the names.
+        """
+        return self._events.open_reader()
 
     def memory_statistics(self) -> MemoryStatistics:
         """Return what of this process's memory is in use, and what each worker has been lent."""
@@ -243,7 +328,7 @@ class Pool:
     async def _perform(self, name: str, packed: Packed, begins: Callable[[], bool] | None, is_async: bool) -> Call:
         """Have a call run, and return it when it is done."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        call = Call(next(self._dispatcher.numbers), name, packed, self._options)
+        call = Call(next(self._dispatcher.numbers), name, packed, self._options, self._reservation)
         call.begins = begins
         call.is_async = is_async
         self._dispatcher.submit(call)
@@ -256,6 +341,45 @@ class Pool:
         return call
 
 
+class Worker:
+    """One worker, set aside by `Pool.worker` for the calls made here.
+
+    If it dies, the calls that run on it raise `WorkerDied`, whether they had begun or not, and so does every later one:
+    what they may have left there is gone. They are never retried.
+    """
+
+    def __init__(self, pool: Pool, reservation: Reservation) -> None:
+        self._pool = pool
+        self._reservation = reservation
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, or None if it has died or was given back."""
+        return None if self._reservation.worker is None else self._reservation.worker.pid
+
+    def options(self, **options: Any) -> Worker:
+        """Return the same worker, its calls treated otherwise; see `Pool.options`."""
+        return Worker(self._pool.options(**options), self._reservation)
+
+    async def run_sync(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Call a function in this worker, once those called here before have ended; see `Pool.run_sync`.
+
+        Raises:
+          WorkerDied: the worker ended, during this call or before it.
+          trio.ClosedResourceError: the block has ended, or the pool was closed.
+        """
+        return await self._pool.run_sync(function, *args, **kwargs)
+
+    async def run(self, async_function: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+        """Call and await an async function in this worker, beside others called here; see `Pool.run`.
+
+        Raises:
+          WorkerDied: the worker ended, during this call or before it.
+          trio.ClosedResourceError: the block has ended, or the pool was closed.
+        """
+        return await self._pool.run(async_function, *args, **kwargs)
+
+
 @asynccontextmanager
 async def open_pool(
     workers: int | None = None,
@@ -265,6 +389,8 @@ async def open_pool(
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
     max_tasks_per_worker: int | None = None,
+    max_rss: int | None = None,
+    idle_timeout: float | None = None,
     restart: Restart | None = None,
     ready_timeout: float = 60.0,
     liveness: float | None = None,
@@ -288,6 +414,10 @@ async def open_pool(
           one that died before it was ready.
       initargs: Arguments for *initializer*.
       max_tasks_per_worker: After how many calls a worker is replaced by a new one; never by default.
+      max_rss: With how many bytes of memory of its own a worker is replaced, once its call has ended. What it has
+          mapped of files, or of the memory of others, does not count.
+      idle_timeout: After how many seconds without anything to do a worker is let go. When there is something to do
+          again, another one is started. By default they all stay.
       restart: When a worker that dies outside of any call is replaced, and when the pool gives up.
       ready_timeout: Seconds that a worker, or the zygote with all it preloads, may take to be ready.
       liveness: Seconds after which a worker that gives no sign of life is killed, with its stacks in the error. A
@@ -303,9 +433,9 @@ async def open_pool(
           No limit by default. What lies in memory of `fdpool.allocate` and its like is not copied, nor counted.
 
     Raises:
-      ValueError: *workers* or *max_tasks_per_worker* is less than 1, *grace_period* negative, *ready_timeout* or
-          *liveness* not positive, *memory_budget* less than 1, *on_cancel*, *start* or *mapping* unknown, or something
-          is to be preloaded without a zygote.
+      ValueError: *workers*, *max_tasks_per_worker*, *max_rss* or *memory_budget* is less than 1, *grace_period*
+          negative, *idle_timeout*, *ready_timeout* or *liveness* not positive, *on_cancel*, *start* or *mapping*
+          unknown, or something is to be preloaded without a zygote.
       TypeError: *preload* is one string.
       Exception: whatever pickling *initializer* and *initargs* raises.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
@@ -313,8 +443,7 @@ async def open_pool(
     size = default_workers() if workers is None else workers
     if size < 1:
         raise ValueError(f"workers is {workers}: a pool needs at least 1")
-    if max_tasks_per_worker is not None and max_tasks_per_worker < 1:
-        raise ValueError(f"max_tasks_per_worker is {max_tasks_per_worker}: a worker runs at least 1 call")
+    tenure = Tenure(max_tasks_per_worker, max_rss, idle_timeout)
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget is {memory_budget} bytes: nothing fits into that")
     options = CallOptions(on_cancel, grace_period, mapping=mapping)
@@ -339,21 +468,25 @@ async def open_pool(
         )
     async with open_background() as nursery:
         memory = Warehouse(memory_budget)
-        dispatcher = Dispatcher(nursery, memory, grace_period, max_tasks_per_worker)
+        events = Broadcast()
+        dispatcher = Dispatcher(nursery, memory, tenure, events)
         prepared = None if initializer is None else pack_in_band((initializer, initargs))
         beat_interval = None if liveness is None else liveness / (2 * CHECKS_PER_LIVENESS)
         settings = worker_settings(functions.main_origin(), prepared, terms.limits, beat_interval)
         launcher: Launcher = ExecLauncher()
         if start == "zygote":
             launcher = Zygote(encode_setup(settings, modules), terms.restart, ready_timeout)
-        supervisor = Supervisor(size, encode_settings(settings), terms, dispatcher, launcher)
+        supervisor = Supervisor(size, encode_settings(settings), terms, dispatcher, launcher, events.tell)
+        dispatcher.staff = supervisor
         nursery.start_soon(supervisor.run)
+        nursery.start_soon(dispatcher.let_idle_go)
         nursery.start_soon(memory.run)
         try:
-            yield Pool(supervisor, dispatcher, memory, size, options)
+            yield Pool(supervisor, dispatcher, memory, events, options)
         finally:
             dispatcher.refuse(lambda: trio.ClosedResourceError("the pool was closed"))
             try:
                 await supervisor.stop()
             finally:
                 memory.close()
+                events.close()

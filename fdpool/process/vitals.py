@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,19 @@ async def wait_silent(worker: WorkerProcess, liveness: float) -> str:
         elif now.time - last.time >= liveness:
             how = "it was stopped" if now.is_stopped else "it gave no sign of life"
             return f"{how} for {now.time - last.time:.1f} seconds"
+
+
+def own_memory(worker: WorkerProcess) -> int:
+    """Return how many bytes of memory *worker* has to itself: not what it has mapped of files or of others' memory.
+
+    See proc(5), /proc/PID/statm.
+    """
+    try:
+        pages = Path(f"/proc/{worker.pid}/statm").read_text(encoding="ascii").split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    _, resident, shared, *_ = map(int, pages)
+    return (resident - shared) * mmap.PAGESIZE
 
 
 async def dump_stacks(worker: WorkerProcess) -> str:

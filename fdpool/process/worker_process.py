@@ -131,9 +131,8 @@ class WorkerProcess:
         return payloads
 
     def retire(self) -> None:
-        """Ask it to exit, and give it no more work; another worker is to take its place."""
+        """Have it get no more work, because it has done its share; it is to be ended next."""
         self.is_condemned = self.is_retired = True
-        self.ask_to_stop()
 
     def ask_to_stop(self) -> None:
         """Ask it to exit as soon as it is idle; a worker that cannot even be asked is killed."""

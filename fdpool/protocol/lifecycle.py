@@ -6,9 +6,12 @@ A place outlives its workers: it is where the next one starts. The picture in do
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fdpool.errors import LocalProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class State(enum.Enum):
@@ -83,12 +86,17 @@ HAS_PROCESS: Final = frozenset({State.STARTING, State.READY, State.DRAINING, Sta
 
 
 class Lifecycle:
-    """One place's state. It begins as one whose last worker has ended."""
+    """One place's state. It begins as one whose last worker has ended.
 
-    __slots__ = ("state",)
+    Args:
+      on_change: Called with each new state.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_on_change", "state")
+
+    def __init__(self, on_change: Callable[[State], None] | None = None) -> None:
         self.state = State.EXITED
+        self._on_change = on_change
 
     def allows(self, event: Event) -> bool:
         """Whether *event* can happen now."""
@@ -100,10 +108,13 @@ class Lifecycle:
         Raises:
           LocalProtocolError: it cannot happen in this state, which stays as it was.
         """
+        before = self.state
         try:
-            self.state = TRANSITIONS[self.state, event]
+            self.state = TRANSITIONS[before, event]
         except KeyError:
-            raise LocalProtocolError(f"a worker's place that is {self.state.value} never {event.value}") from None
+            raise LocalProtocolError(f"a worker's place that is {before.value} never {event.value}") from None
+        if self._on_change is not None and self.state is not before:
+            self._on_change(self.state)
         return self.state
 
 

@@ -46,11 +46,11 @@ class _Loop:
         self.is_stopped = False
 
     async def serve(self, first: Message) -> None:
-        """Serve until no call is left, or told to stop, or the supervisor is gone."""
+        """Serve until no call is left, or the supervisor is gone; being told to stop ends no call."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._watch_supervisor)
             self._take(first)
-            while self._scopes and not self.is_stopped:
+            while self._scopes:
                 with trio.CancelScope() as self._patience:
                     await trio.lowlevel.wait_readable(self._server.channel)
                 if not self._scopes:

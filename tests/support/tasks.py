@@ -89,6 +89,14 @@ def ring_and_wait(event: EventFd, go_on: EventFd) -> int:
         return go_on.read()
 
 
+def ring_and_stay(event: EventFd, go_on: EventFd) -> int:
+    """Say that the task runs; return where, once *go_on* is rung, which it stays for others."""
+    with event, go_on:
+        event.write()
+        select.select([go_on], [], [])
+    return os.getpid()
+
+
 def clean_up(event: EventFd, cleaned_up: EventFd) -> NoReturn:
     with cleaned_up:
         try:
@@ -275,6 +283,20 @@ async def async_add(left: Any, right: Any = 1) -> Any:
     return left + right
 
 
+async def async_pid() -> int:
+    return os.getpid()
+
+
+async def async_ring_and_stay(event: EventFd, go_on: EventFd) -> int:
+    """Do what `ring_and_stay` does."""
+    import trio
+
+    with event, go_on:
+        event.write()
+        await trio.lowlevel.wait_readable(go_on)
+    return os.getpid()
+
+
 async def async_divide(left: int, right: int) -> float:
     return left / right
 
@@ -389,6 +411,20 @@ def ring_and_wait_with_the_gil(event: EventFd) -> None:
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
         ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
+def keep_memory(nbytes: int) -> int:
+    """Have this worker use memory of its own from now on."""
+    _kept.append(bytearray(b"x") * nbytes)
+    return os.getpid()
+
+
+_kept: list[bytearray] = []
+
+
+def touch(memory: memoryview) -> int:
+    """Look at each page of what was lent."""
+    return sum(memory[::4096])
 
 
 def open_many_files() -> None:
