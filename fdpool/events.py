@@ -6,7 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
+from weakref import ref
 
 import trio
 
@@ -76,7 +76,7 @@ class PoolEvents:
     def close(self) -> None:
         """Listen no more; what is unread can still be read."""
         self._is_closed = True
-        self._source.readers.discard(self)
+        self._source.remove(self)
         self._news.set()
 
     def __enter__(self) -> Self:
@@ -98,24 +98,36 @@ class Broadcast:
     """Where a pool says what happens. Costs next to nothing while nobody listens."""
 
     def __init__(self) -> None:
-        self.readers: WeakSet[PoolEvents] = WeakSet()
+        self._readers: set[ref[PoolEvents]] = set()
 
     def open_reader(self) -> PoolEvents:
         """Return a new reader, which sees what happens from now on."""
         reader = PoolEvents(self)
-        self.readers.add(reader)
+        self._readers.add(ref(reader, self._readers.discard))
         return reader
 
     def tell(
         self, name: str, *, pid: int | None = None, call: int | None = None, function: str = "", detail: str = ""
     ) -> None:
         """Tell all readers."""
-        if self.readers:
+        if self._readers:
             event = PoolEvent(name, time.time(), pid, call, function, detail)
-            for reader in list(self.readers):
+            for reader in self._living():
                 reader.add(event)
 
     def close(self) -> None:
         """End all readers' iterations, once they have read what there is."""
-        for reader in list(self.readers):
+        for reader in self._living():
             reader.close()
+
+    def remove(self, reader: PoolEvents) -> None:
+        """Tell *reader* nothing more."""
+        self._readers.discard(ref(reader))
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is any reader."""
+        return bool(self._readers)
+
+    def _living(self) -> list[PoolEvents]:
+        return [reader for found in list(self._readers) if (reader := found()) is not None]

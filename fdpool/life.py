@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,8 +17,6 @@ from fdpool.protocol.restart import Restart
 from fdpool.protocol.tasks import FROM_WORKER, Operation, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fdpool.kernel import ExitStatus
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
@@ -177,8 +175,7 @@ class Life:
             # One message for each time it is readable: looking for another would most often be in vain.
             await self.worker.channel.wait_readable()
             try:
-                with self._bad_messages():
-                    self._hear(self.worker.channel.receive_nowait())
+                self._receive()
             except trio.WouldBlock:
                 continue
             except OSError as exc:
@@ -190,8 +187,7 @@ class Life:
     def _listen_nowait(self) -> None:
         with suppress(trio.WouldBlock, OSError):
             while True:
-                with self._bad_messages():
-                    self._hear(self.worker.channel.receive_nowait())
+                self._receive()
 
     def _hear(self, message: Message) -> None:
         try:
@@ -212,12 +208,15 @@ class Life:
         else:
             self._employer.worker_said(self.worker, operation, call, message)
 
-    @contextmanager
-    def _bad_messages(self) -> Iterator[None]:
-        """Report a message that lost its handles; end the life of a worker whose message is malformed."""
+    def _receive(self) -> None:
+        """Take in one message; report one that lost its handles, and end the life of a worker that sends a bad one.
+
+        Raises:
+          trio.WouldBlock: there is none.
+        """
         try:
             try:
-                yield
+                self._hear(self.worker.channel.receive_nowait())
             except FdLimitError as exc:
                 _, _, call, _ = decode(exc.data, FROM_WORKER)
                 self._employer.worker_lost_handles(self.worker, call, exc)

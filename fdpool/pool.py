@@ -332,12 +332,15 @@ class Pool:
         call.begins = begins
         call.is_async = is_async
         self._dispatcher.submit(call)
-        with trio.CancelScope(shield=self._options.on_cancel == "wait"):
-            try:
+        try:
+            if self._options.on_cancel == "wait":
+                with trio.CancelScope(shield=True):
+                    await call.wait_done()
+            else:
                 await call.wait_done()
-            except BaseException:
-                await self._dispatcher.stop_call(call)
-                raise
+        except BaseException:
+            await self._dispatcher.stop_call(call)
+            raise
         return call
 
 

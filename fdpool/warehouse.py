@@ -227,7 +227,7 @@ class Warehouse:
             self._ring()
 
     def _may_shrink(self) -> bool:
-        return arena().statistics().segments > 0 or any(e.mapped_bytes for e in self._exchanges.values())
+        return arena().has_segments or any(e.has_mapped for e in self._exchanges.values())
 
     def _exchange(self, worker: WorkerProcess) -> Exchange:
         if worker not in self._exchanges:

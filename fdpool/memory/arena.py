@@ -95,6 +95,11 @@ class Arena:
             self._settle()
             self._close_idle(idle_seconds)
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether it holds any memory, in use or idle."""
+        return bool(self._segments)
+
     def statistics(self) -> ArenaStatistics:
         """Return what it holds now."""
         with self._lock:

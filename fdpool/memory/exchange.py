@@ -28,6 +28,7 @@ from fdpool.protocol.memory import (
     decode_extents,
     decode_news,
     encode_extents,
+    without_news,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 _KEPT_SHARE: Final = 8
 """Descriptors of others' segments take at most one in so many of those this process may open."""
+
+_NOTHING_NEW: Final = News()
 
 
 @dataclass(slots=True)
@@ -93,6 +96,11 @@ class Exchange:
         return sum(segment.size for segment in self._segments.values())
 
     @property
+    def has_mapped(self) -> bool:
+        """Whether any segment of the peer's is mapped here."""
+        return bool(self._segments)
+
+    @property
     def has_news(self) -> bool:
         """Whether there is something to tell the peer."""
         return bool(self._mapped or self._ended or self._retired or self._dropped)
@@ -101,7 +109,7 @@ class Exchange:
         """Make the body of a message: the news, and *packed* with a lease for each part of memory it refers to."""
         if packed is not None and not packed.parts and not packed.shared and not self.has_news:
             # Most calls carry nothing big.
-            return Wrapped(NO_NEWS + self._parcel(packed, []), packed.handles, News(), [], ())
+            return Wrapped(NO_NEWS + self._parcel(packed, ()), packed.handles, _NOTHING_NEW, [], ())
         segments: dict[int, tuple[Segment | ReceivedSegment, HasFileno]] = {}
         parts = packed.parts if packed is not None else ()
         extents = [self._extent(part, segments) for part in parts]
@@ -142,6 +150,9 @@ class Exchange:
           RemoteProtocolError: it refers to something that is not there, or not its to refer to.
           OSError: no memory or address space to map what came; what it lent has been given back.
         """
+        lone_parcel = without_news(body)
+        if lone_parcel is not None:
+            return self._open(lone_parcel) if lone_parcel.nbytes else None
         news, rest = decode_news(body)
         if news.shares and self.keeps_fds:
             raise RemoteProtocolError("a worker has nothing to share")
@@ -193,9 +204,9 @@ class Exchange:
         self.shared_objects.clear()
 
     @staticmethod
-    def _parcel(packed: Packed, extents: list[Extent]) -> bytes:
+    def _parcel(packed: Packed, extents: Sequence[Extent]) -> bytes:
         header = PARCEL.pack(packed.flags, packed.mode, len(extents), *packed.tail_at, packed.buffers)
-        return header + encode_extents(extents) + packed.tail
+        return header + (encode_extents(extents) if extents else b"") + packed.tail
 
     def _extent(self, part: Part, segments: dict[int, tuple[Segment | ReceivedSegment, HasFileno]]) -> Extent:
         """Refer to *part*, giving a lease for it; announce its segment unless the peer is known to have it."""
@@ -289,8 +300,6 @@ class Exchange:
 
     def _settle(self, news: News) -> None:
         """Take in the news that need no descriptor."""
-        if not news:
-            return
         self._known.update(news.mapped)
         for lease in news.ended:
             if self._lent.pop(lease, None) is None:

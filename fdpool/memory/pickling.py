@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 OUT_OF_BAND_BYTES: Final = 32 * 1024
 """Smaller buffers are cheaper inside the pickle than in a memfd (measured: docs/performance.md)."""
 
+_PLAIN: Final = frozenset({type(None), bool, int, float})
+
 INLINE_BYTES: Final = 48 * 1024
 """A longer pickle lies in the arena, a shorter one in the datagram, where 64 KiB must hold the headers too."""
 
@@ -62,6 +64,10 @@ class Gathered:
           OSError: no memory (ENOMEM, ENOSPC), over `RLIMIT_FSIZE` (EFBIG), or no descriptor free (EMFILE).
         """
         sink, references = self._sink, self._sink.references
+        mode = MODES.index(self._mode)
+        if not len(references) and self._is_inline:
+            tail = b"".join(sink.stream)
+            return Packed(tail, (0, 0, 0), 0, mode, [], sink.lent.handles, sink.lent.given, sink.shared)
         parts = references.parts()
         stream: list[memoryview | bytes] = [references.table(len(parts)), *sink.stream]
         tail, tail_at = b"", (0, 0, 0)
@@ -77,7 +83,6 @@ class Gathered:
                     memory[position : position + len(piece)] = piece
                     position += len(piece)
             parts.append(Part(block, block.offset, self.nbytes))
-        mode = MODES.index(self._mode)
         return Packed(tail, tail_at, len(references), mode, parts, sink.lent.handles, sink.lent.given, sink.shared)
 
 
@@ -110,6 +115,9 @@ def share(value: Any, mode: MappingMode = "private") -> Shared[Any]:
 
 def pack(value: Any, mode: MappingMode = "private") -> Packed:
     """Take *value* apart and copy what has to be copied. Raises as `gather` and `Gathered.pack` do."""
+    if type(value) in _PLAIN:
+        # Many results are no more than a number; nothing of all this can be in one.
+        return Packed(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), (0, 0, 0), 0, MODES.index(mode), [])
     return gather(value, mode).pack()
 
 
@@ -140,7 +148,7 @@ def _load(parcel: Parcel, arrived: Arrived) -> Any:
         table, stream = decode_triples(stream, parcel.buffers)
         buffers = [parcel.buffer(*place) for place in table]
     file = io.BytesIO(stream) if parcel.is_inline else _ViewFile(stream)
-    return _Unpickler(file, buffers, arrived, parcel.exchange).load()
+    return _unpickler(file, buffers, arrived, parcel.exchange).load()
 
 
 def _load_shared(exchange: Exchange | None, number: int) -> Any:
@@ -172,7 +180,7 @@ def pack_in_band(value: Any) -> bytes:
 
 def unpack_in_band(data: bytes) -> Any:
     """Load what `pack_in_band` made."""
-    return _Unpickler(io.BytesIO(data), [], Arrived([]), None).load()
+    return _unpickler(io.BytesIO(data), [], Arrived([]), None).load()
 
 
 class _Sink:
@@ -266,21 +274,31 @@ def _pickle_by_value(value: Any, sink: _Sink) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(
-        self, stream: Any, buffers: list[memoryview | bytearray], arrived: Arrived, exchange: Exchange | None
-    ) -> None:
-        super().__init__(stream, buffers=buffers)
-        self._arrived = arrived
-        self._exchange = exchange
+    arrived: Arrived
+    exchange: Exchange | None
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == handle_module.__name__ and (rebuilder := self._arrived.rebuilder(name)) is not None:
+        if module == _HANDLES and (rebuilder := self.arrived.rebuilder(name)) is not None:
             return rebuilder
-        if module == shared_object.__module__ and name == shared_object.__name__:
-            return partial(_load_shared, self._exchange)
+        if module == _SHARED and name == shared_object.__name__:
+            return partial(_load_shared, self.exchange)
         if module in ("__main__", "__mp_main__"):
             return super().find_class(main_module(), name)
         return super().find_class(module, name)
+
+
+def _unpickler(
+    stream: Any, buffers: list[memoryview | bytearray], arrived: Arrived, exchange: Exchange | None
+) -> _Unpickler:
+    # Not as arguments of its own: one call less, for every call there is.
+    unpickler = _Unpickler(stream, buffers=buffers)
+    unpickler.arrived = arrived
+    unpickler.exchange = exchange
+    return unpickler
+
+
+_HANDLES: Final = handle_module.__name__
+_SHARED: Final = shared_object.__module__
 
 
 class _ViewFile(io.RawIOBase):

@@ -69,6 +69,11 @@ class News:
         return _NEWS.pack(len(self.segments), *map(len, lists), len(self.shares)) + words.tobytes() + shares
 
 
+def without_news(body: memoryview) -> memoryview | None:
+    """Return what is behind the news if there are none, which is so most often; else None."""
+    return body[_NEWS.size :] if body[: _NEWS.size] == NO_NEWS else None
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """Memory that a parcel refers to.
@@ -97,8 +102,6 @@ def decode_news(body: memoryview) -> tuple[News, memoryview]:
     if body.nbytes < _NEWS.size:
         raise RemoteProtocolError(f"a body of {body.nbytes} bytes is shorter than its header", bytes(body))
     counts = _NEWS.unpack_from(body)
-    if not any(counts):
-        return News(), body[_NEWS.size :]
     segments, *others, share_count = counts
     words, rest = _words(body[_NEWS.size :], segments * _WORDS_PER_SEGMENT + sum(others))
     taken = iter(words)

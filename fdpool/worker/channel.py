@@ -66,6 +66,21 @@ class BlockingChannel:
         """Prepare a message; `send` it and close it. Raises as `Transport.outgoing` does, the channel unhurt."""
         return self._transport.outgoing(payload, handles)
 
+    def send_bare(self, payload: bytes) -> bool:
+        """Send a message without handles if it is short and there is room for it now; return whether it was sent.
+
+        Raises:
+          SupervisorGone, OSError: as for `send`.
+        """
+        try:
+            return self._transport.send_bare(payload, DONTWAIT)
+        except OSError as exc:
+            if exc.errno in PEER_GONE:
+                raise SupervisorGone from exc
+            if not isinstance(exc, BlockingIOError) and exc.errno not in TRY_LATER:
+                raise
+        return False
+
     def send_bytes(self, payload: bytes) -> None:
         """Send a message without handles, as `send` does."""
         self.send(self._transport.outgoing(payload))

@@ -172,8 +172,11 @@ class Server:
         """Send an answer; one with a handle that cannot travel becomes an error. *packed* is closed."""
         with closing(packed):
             wrapped = self.exchange.wrap(packed)
+            payload = encode(operation, call, wrapped.body)
+            if not wrapped.handles and self.channel.send_bare(payload):
+                return
             try:
-                outgoing = self.channel.outgoing(encode(operation, call, wrapped.body), wrapped.handles)
+                outgoing = self.channel.outgoing(payload, wrapped.handles)
             except (OSError, TypeError, ValueError) as exc:
                 self.exchange.take_back(wrapped)
                 exc.add_note("raised by a handle in the result: it was closed, or there are too many")
