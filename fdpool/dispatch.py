@@ -309,16 +309,18 @@ class Dispatcher:
         """Put waiting calls into the queues of busy workers, as long as calls are short."""
         if self._average_seconds > SHORT_SECONDS:
             return
+        overdue_since = trio.current_time() - OVERDUE_SECONDS
         for seat in self._seats.values():
             if self._is_wish_next() or not self.waiting or self.waiting[0].is_async:
                 return
-            if self._may_take_one_ahead(seat):
+            if self._may_take_one_ahead(seat, overdue_since):
                 self._send_one_ahead(seat)
 
-    def _may_take_one_ahead(self, seat: Seat) -> bool:
+    def _may_take_one_ahead(self, seat: Seat, overdue_since: float) -> bool:
         # A call of several datagrams, or one that waits to be sent, could not be taken back in one piece.
         return (
             len(seat.calls) == 1
+            and seat.since >= overdue_since
             and seat.is_open
             and not (seat.calls[0].is_long or seat.hosted)
             and (self._tenure.max_tasks is None or seat.done + 1 < self._tenure.max_tasks)

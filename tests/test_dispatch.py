@@ -11,6 +11,7 @@ import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from fdpool import Doorbell, EventFd, Pool, WorkerDied, allocate, open_pool
+from fdpool.dispatch import OVERDUE_SECONDS
 from tests.support import tasks
 
 if TYPE_CHECKING:
@@ -225,6 +226,35 @@ async def test_many_holders_take_turns() -> None:
             for _ in range(100):
                 nursery.start_soon(hold, pool)
     assert len(turns) == 100
+
+
+# Calls sent ahead.
+
+
+async def test_nothing_is_sent_ahead_to_a_worker_whose_call_takes_long(pool: Pool) -> None:
+    while pool.statistics().states != {"ready": 2}:
+        await wait_all_tasks_blocked(0.01)
+    for _ in range(50):
+        # Short calls, as the average goes, so that sending ahead would pay.
+        await pool.run_sync(tasks.add, 1)
+    results: list[int] = []
+
+    async def one(number: int) -> None:
+        results.append(await pool.run_sync(tasks.add, number))
+
+    with EventFd() as go_on:
+        async with Doorbell() as bell, trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run_sync, tasks.ring_and_stay, bell._event, go_on)
+            await bell.wait()
+            await trio.sleep(2 * OVERDUE_SECONDS)
+            with pool.events() as events:
+                async with trio.open_nursery() as calls:
+                    for number in range(100):
+                        calls.start_soon(one, number)
+            go_on.write()
+        assert sorted(results) == list(range(1, 101))
+        sent = [event.call async for event in events if event.name == "call.sent"]
+        assert len(sent) == len(set(sent)) == 100
 
 
 # How long workers stay.
