@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fdpool import Worker
+    from fdpool.mapping import Results
 
 
 @pytest.fixture(autouse=True, params=["exec", "zygote"])
@@ -226,6 +228,52 @@ async def test_many_holders_take_turns() -> None:
             for _ in range(100):
                 nursery.start_soon(hold, pool)
     assert len(turns) == 100
+
+
+# Order.
+
+
+async def test_calls_are_sent_in_the_order_in_which_they_were_made(pool: Pool) -> None:
+    with pool.events() as events:
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(pool.run_sync, tasks.add, number)
+    told = [event async for event in events]
+    queued = [event.call for event in told if event.name == "call.queued"]
+    first_sent = list(dict.fromkeys(event.call for event in told if event.name == "call.sent"))
+    assert first_sent == queued
+
+
+async def test_an_endless_map_keeps_another_task_waiting_for_its_own_few_calls_only(pool: Pool) -> None:
+    async with pool.map_sync(tasks.add, itertools.count(), chunksize=1, buffer=6) as results:
+        for _ in range(20):
+            await anext(results)
+        # It has as many calls under way as it may, and goes on as soon as it is read.
+        with pool.events() as events:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_read_on, results, nursery.cancel_scope)
+                for _ in range(50):
+                    assert await pool.run_sync(tasks.pid)
+                nursery.cancel_scope.cancel()
+    sent: set[int | None] = set()
+    before: list[int] = []
+    async for event in events:
+        is_own = event.function == "tests.support.tasks.pid"
+        if event.name == "call.queued" and is_own:
+            sent.clear()
+        elif event.name == "call.sent":
+            # One that was taken back out of a queue is sent again, and is not counted again.
+            if is_own and event.call not in sent:
+                before.append(len(sent))
+            sent.add(event.call)
+    assert len(before) >= 50
+    assert max(before) <= 6
+
+
+async def _read_on(results: Results[int], scope: trio.CancelScope) -> None:
+    async for _ in results:
+        if scope.cancel_called:
+            return
 
 
 # Calls sent ahead.
