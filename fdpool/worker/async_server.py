@@ -11,6 +11,7 @@ from fdpool.errors import TaskCancelled
 from fdpool.memory.pickling import unpack
 from fdpool.protocol.tasks import TO_WORKER, Operation, decode
 from fdpool.worker.channel import SupervisorGone
+from fdpool.worker.forks import end_astray, is_forked, leave_if_forked
 from fdpool.worker.loop import drop_quietly, pack_error, pack_result
 
 if TYPE_CHECKING:
@@ -28,10 +29,21 @@ def serve_async(server: Server, first: Message) -> bool:
       SupervisorGone: nobody waits for the answers any more.
     """
     loop = _Loop(server)
-    trio.run(loop.serve, first)
+    trio.run(loop.serve, first, instruments=[_Parting()])
     if loop.is_orphaned:
         raise SupervisorGone
     return not loop.is_stopped
+
+
+class _Parting(trio.abc.Instrument):
+    """Keeps a process that a task forked from waiting: it would take events away from the worker.
+
+    Both have the same epoll instance, and an event that one of them receives does not come to the other.
+    """
+
+    def before_io_wait(self, _timeout: float) -> None:
+        if is_forked():
+            end_astray()
 
 
 class _Loop:
@@ -107,6 +119,7 @@ class _Loop:
                 function, args, kwargs = unpack(parcel, message.handles)
                 remains.append((args, kwargs))
                 value: Any = await _awaitable(function, args, kwargs)
+                leave_if_forked()
                 remains.append(value)
                 return pack_result(function, value, parcel.mode)
             return Operation.ERROR, pack_error(TaskCancelled())
@@ -114,6 +127,7 @@ class _Loop:
             # This whole loop is being cancelled, and nobody waits for the answer.
             raise
         except BaseException as exc:
+            leave_if_forked(exc)
             remains.append(exc)
             return Operation.ERROR, pack_error(exc)
         finally:

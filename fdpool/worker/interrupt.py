@@ -24,7 +24,8 @@ class Interruptible:
         self._page = page
         self._running = 0
         # A handler instead of SIG_IGN: that one would be inherited by every program a task executes.
-        signal.signal(signal.SIGINT, self._on_interrupt)
+        self._handler = self._on_interrupt
+        signal.signal(signal.SIGINT, self._handler)
 
     def call(self, number: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call *function* as call *number*.
@@ -39,6 +40,11 @@ class Interruptible:
             return function(*args, **kwargs)
         finally:
             self._running = 0
+
+    def forget(self) -> None:
+        """Leave SIGINT to what it means elsewhere: this process was forked by a task, and nobody cancels it."""
+        if signal.getsignal(signal.SIGINT) is self._handler:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _on_interrupt(self, _number: int, _frame: object) -> None:
         if self._running and self._page.cancelled_call == self._running:

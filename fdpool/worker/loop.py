@@ -23,6 +23,7 @@ from fdpool.memory.received import watch_pages
 from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, TRIM, Operation, decode, encode
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
+from fdpool.worker.forks import leave_if_forked, part_with_forks
 from fdpool.worker.interrupt import Interruptible
 from fdpool.worker.limits import apply_limits, note_limit
 from fdpool.worker.main_module import load_main, stand_in_for_main
@@ -57,6 +58,7 @@ def run_worker(channel_fd: int, page_fd: int, lifeline_fd: int, supervisor_fd: i
         stack.enter_context(socket.socket(fileno=lifeline_fd))
         channel = BlockingChannel(socket.socket(fileno=channel_fd), supervisor)
         stack.callback(channel.close)
+        part_with_forks(channel, calls.forget)
         try:
             with channel.receive() as message:
                 _, _, _, body = decode(message.payload, frozenset({Operation.SETTINGS}))
@@ -191,8 +193,10 @@ class Server:
             value = self._calls.call(call, function, args, kwargs)
             remains.append(value)
         except BaseException as exc:
+            leave_if_forked(exc)
             remains.append(exc)
             return Operation.ERROR, pack_error(exc)
+        leave_if_forked()
         return pack_result(function, value, parcel.mode)
 
 

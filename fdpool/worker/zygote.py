@@ -24,6 +24,7 @@ from fdpool.kernel.clone import can_fork_sibling, fork_sibling
 from fdpool.kernel.process_control import die_with_parent, name_process
 from fdpool.protocol.zygote import TO_ZYGOTE, ZygoteOperation, decode, encode, encode_integer
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
+from fdpool.worker.ending import end_process
 from fdpool.worker.loop import apply_settings, run_worker
 
 if TYPE_CHECKING:
@@ -150,9 +151,7 @@ class Birth:
         # would write to every page shared with the zygote: with NumPy, 15 ms for each worker (Linux 6.18).
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end_process(code)
 
 
 def _preload(name: str) -> None:
