@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from fdpool.errors import RemoteProtocolError
-from fdpool.memory.exceptions import rebuild
+from fdpool.errors import RemoteError, RemoteProtocolError
+from fdpool.memory.exceptions import rebuild, tell
 from fdpool.memory.parcel import MODES
 from fdpool.memory.pickling import unpack
 from fdpool.protocol.tasks import Operation
@@ -145,6 +145,10 @@ class Call:
                 if self.worker is not None:
                     self.worker.kill()
                 raise
+            except SystemExit as exc:
+                # Loading runs code of the objects; exiting this program is nothing that a result may do.
+                name, text, trace, _ = tell(exc)
+                raise RemoteError(name, text, trace) from None
             if self.operation is Operation.RESULT:
                 return value
             error = rebuild(value)

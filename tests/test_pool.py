@@ -98,6 +98,9 @@ async def test_an_exception_that_cannot_be_itself_here_is_told_in_words(pool: Po
 async def test_exiting_is_the_callers_error_and_not_the_callers_exit(pool: Pool) -> None:
     with pytest.raises(RemoteError, match="SystemExit: 3"):
         await pool.run_sync(tasks.exit_politely, 3)
+    with pytest.raises(RemoteError, match="SystemExit: 3"):
+        await pool.run_sync(tasks.return_what_exits)
+    assert await pool.run_sync(tasks.add, 1) == 2
 
 
 async def test_a_result_that_cannot_be_pickled_is_an_error_that_says_so(pool: Pool) -> None:

@@ -163,6 +163,15 @@ def return_generator() -> Any:
     return (i for i in range(3))
 
 
+class ExitsWhenLoaded:
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def return_what_exits() -> ExitsWhenLoaded:
+    return ExitsWhenLoaded()
+
+
 def use_handles(handles: dict[str, Any]) -> bytes:
     """Accept a connection, read a memfd, ring an eventfd."""
     with handles["listener"] as listener, handles["nested"][0]["memfd"] as memfd, handles["event"] as event:
