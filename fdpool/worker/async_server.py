@@ -29,7 +29,8 @@ def serve_async(server: Server, first: Message) -> bool:
       SupervisorGone: nobody waits for the answers any more.
     """
     loop = _Loop(server)
-    trio.run(loop.serve, first, instruments=[_Parting()])
+    with server.within_loop():
+        trio.run(loop.serve, first, instruments=[_Parting()])
     if loop.is_orphaned:
         raise SupervisorGone
     return not loop.is_stopped

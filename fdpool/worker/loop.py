@@ -7,7 +7,7 @@ import pickle
 import socket
 import sys
 import warnings
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +30,7 @@ from fdpool.worker.main_module import load_main, stand_in_for_main
 from fdpool.worker.vitals import answer_dump_signal, start_beating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fdpool.memory.parcel import Packed, Parcel
     from fdpool.memory.received import MappingMode
@@ -112,6 +112,15 @@ class Server:
             elif operation is Operation.MEMORY:
                 self.hear_of_memory(flags, body, message)
             self.send_news()
+
+    @contextmanager
+    def within_loop(self) -> Iterator[None]:
+        """Say that the calls of the block are made from within a trio loop that is not theirs."""
+        self._calls.has_loop = True
+        try:
+            yield
+        finally:
+            self._calls.has_loop = False
 
     def next_message(self, receive: Callable[[], Message | None]) -> Message | None:
         """Return what *receive* returns; answer for a call whose handles did not arrive, and return None."""
