@@ -19,11 +19,28 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
     A task that crashes cancels the block, and leaves it in an exception group.
     """
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield nursery
-        except BaseException as exc:
-            failure = exc
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    crash: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as exc:
+                failure = exc
+            nursery.cancel_scope.cancel()
+    except BaseException as exc:
+        crash = exc
+    if failure is None:
+        if crash is not None:
+            raise crash
+        return
+    # If a scope around all of this was cancelled, the tasks' ends come out as well; they must not hide the failure.
+    remainder = _without_cancelled(crash)
+    if remainder is not None:
+        raise BaseExceptionGroup("the block failed, and so did tasks beside it", [failure, remainder])
+    raise failure
+
+
+def _without_cancelled(crash: BaseException | None) -> BaseException | None:
+    if isinstance(crash, BaseExceptionGroup):
+        return crash.split(trio.Cancelled)[1]
+    return None if isinstance(crash, trio.Cancelled) else crash
