@@ -168,16 +168,19 @@ class Dispatcher:
             return
         worker = seat.worker
         with trio.CancelScope(shield=True):
-            if call.options.on_cancel == "interrupt":
-                if call.is_async:
-                    self._delivery.say(seat, encode(Operation.CANCEL, call.number))
-                else:
-                    worker.interrupt(call.number)
-                with trio.move_on_after(call.options.grace_period):
-                    await call.wait_done()
-            if not call.is_done:
-                worker.kill()
-                await worker.exited.wait()
+            try:
+                if call.options.on_cancel == "interrupt":
+                    if call.is_async:
+                        self._delivery.say(seat, encode(Operation.CANCEL, call.number))
+                    else:
+                        worker.interrupt(call.number)
+                    with trio.move_on_after(call.options.grace_period):
+                        await call.wait_done()
+            finally:
+                # Also when a second Ctrl-C ends the wait, which no shield keeps out.
+                if not call.is_done:
+                    worker.kill()
+                    await worker.exited.wait()
         if call.message is not None:
             call.message.close()
             call.parcel = None
