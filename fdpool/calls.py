@@ -112,7 +112,14 @@ class Call:
     def finish(self, operation: Operation, message: Message, parcel: Parcel) -> None:
         """Take in the answer, and wake the caller."""
         self.operation, self.message, self.parcel = operation, message, parcel
+        if self.is_abandoned:
+            self._drop_answer()
         self._wake()
+
+    def abandon(self) -> None:
+        """Note that nobody wants its outcome any more, which may be there already."""
+        self.is_abandoned = True
+        self._drop_answer()
 
     def fail(self, error: Exception) -> None:
         """Take in why there is no answer, and wake the caller."""
@@ -154,6 +161,11 @@ class Call:
             error = rebuild(value)
         # From its cause, which rebuilding has set: the traceback it had over there.
         raise error from error.__cause__
+
+    def _drop_answer(self) -> None:
+        if self.message is not None:
+            self.message.close()
+            self.parcel = None
 
     def _wake(self) -> None:
         if self.task is not None:

@@ -154,7 +154,7 @@ class Dispatcher:
     @trio.lowlevel.enable_ki_protection
     async def stop_call(self, call: Call) -> None:
         """Stop a call that nobody wants any more, as its options say; it has ended when this returns."""
-        call.is_abandoned = True
+        call.abandon()
         line = self.waiting if call.reservation is None else call.reservation.waiting
         if call in line:
             line.remove(call)
@@ -181,9 +181,6 @@ class Dispatcher:
                 if not call.is_done:
                     worker.kill()
                     await worker.exited.wait()
-        if call.message is not None:
-            call.message.close()
-            call.parcel = None
 
     # Workers set aside.
 

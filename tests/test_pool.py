@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import resource
+import select
 import signal
 import socket
 import sys
@@ -353,6 +354,31 @@ async def test_any_number_of_handles_travels_both_ways(pool: Pool, handles: int)
     assert await pool.run_sync(tasks.read_events, events[1:]) == list(range(1, handles))
     for event in events:
         event.close()
+
+
+async def test_handles_of_an_answer_that_comes_as_its_call_is_cancelled_are_closed() -> None:
+    async def make(pool: Pool, gate: EventFd) -> None:
+        for event in await pool.run_sync(tasks.make_handles_when, gate, 3):
+            event.close()
+
+    async def cancel_when(ready: EventFd, scope: trio.CancelScope) -> None:
+        await trio.lowlevel.wait_readable(ready)
+        scope.cancel()
+
+    with trio.fail_after(60):
+        async with open_pool(1) as pool:
+            await pool.run_sync(tasks.pid)
+            (worker,) = pool._supervisor.workers
+            for _ in range(20):
+                with EventFd() as gate, EventFd() as ready, trio.CancelScope() as scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(make, pool, gate)
+                        nursery.start_soon(cancel_when, ready, scope)
+                        await trio.testing.wait_all_tasks_blocked()
+                        gate.write()
+                        # Both the answer and the reason to cancel are there when trio looks again, in either order.
+                        select.select([worker.channel], [], [])
+                        ready.write()
 
 
 async def test_what_is_given_is_closed_here_and_what_is_lent_is_not(pool: Pool) -> None:

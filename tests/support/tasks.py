@@ -190,6 +190,12 @@ def make_handles(count: int) -> list[EventFd]:
     return [EventFd(number) for number in range(count)]
 
 
+def make_handles_when(gate: EventFd, count: int) -> list[EventFd]:
+    with gate:
+        select.select([gate], [], [])
+    return make_handles(count)
+
+
 def read_events(events: list[EventFd]) -> list[int]:
     values = []
     for event in events:
