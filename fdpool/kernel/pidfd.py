@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fdpool.errors import describe_exit
@@ -17,11 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended. Both fields are None where the status went to somebody else."""
+    """How a process ended. All but *pid* are None where the status went to somebody else.
+
+    Attributes:
+      peak_rss_bytes: The most memory it had resident at once; if it was made by exec, of that and of what its starter
+          had until then, the larger. See docs/kernel-notes.md, "A peak of memory survives exec".
+    """
 
     pid: int
     exitcode: int | None = None
     signal: int | None = None
+    # What it used is not how it ended.
+    peak_rss_bytes: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"process {self.pid} {describe_exit(self.exitcode, self.signal)}"
@@ -91,9 +99,16 @@ class PidFd(OwnedFd):
 
     def _collect(self, options: int) -> ExitStatus | None:
         self._check_open()
-        result = os.waitid(os.P_PIDFD, self._fd, options)
-        if result is None:
+        # Only a look: what the child used is told by wait4, which takes a number, the child's own until then.
+        found = os.waitid(os.P_PIDFD, self._fd, options | os.WNOWAIT)
+        if found is None:
             return None
-        if result.si_code == os.CLD_EXITED:
-            return ExitStatus(result.si_pid, exitcode=result.si_status)
-        return ExitStatus(result.si_pid, signal=result.si_status)
+        pid, status, used = os.wait4(found.si_pid, os.WNOHANG)
+        if pid == 0:
+            # Another thread waits for any child there is, and the number is by now that of one that lives.
+            raise ChildProcessError(errno.ECHILD, os.strerror(errno.ECHILD))
+        code = os.waitstatus_to_exitcode(status)
+        peak = used.ru_maxrss * 1024  # KiB: getrusage(2)
+        if code < 0:
+            return ExitStatus(pid, signal=-code, peak_rss_bytes=peak)
+        return ExitStatus(pid, exitcode=code, peak_rss_bytes=peak)

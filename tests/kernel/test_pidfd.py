@@ -43,6 +43,49 @@ def test_a_signal_ends_exactly_this_process_and_is_reported(number: int) -> None
             process.send_signal(0)
 
 
+def test_the_status_tells_the_peak_of_memory() -> None:
+    peaks = []
+    for size in (0, 64 << 20):
+        pid = os.fork()
+        if pid == 0:
+            # A pattern, because zeros are not written by calloc(3), and so not resident.
+            len(b"ab" * (size // 2))
+            os._exit(0)
+        with PidFd(pid) as process:
+            peak = process.wait_exit().peak_rss_bytes
+            assert peak is not None
+            peaks.append(peak)
+    assert 64 << 20 <= peaks[1] - peaks[0] < 72 << 20
+
+
+def test_a_status_that_somebody_else_collected_is_an_error() -> None:
+    pid = child()
+    with PidFd(pid) as process:
+        os.waitpid(pid, 0)
+        with pytest.raises(ChildProcessError):
+            process.wait_exit()
+
+
+def test_a_number_that_was_used_again_meanwhile_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look and the collecting, another thread collects, and a child that lives gets the number."""
+    pid, living = child(), child(waits=True)
+    look = os.waitid
+
+    def look_and_lose(*arguments: int) -> os.waitid_result | None:
+        found = look(*arguments)
+        os.waitpid(pid, 0)
+        return found and os.waitid_result((living, *tuple(found)[1:]))
+
+    with PidFd(pid) as process, PidFd(living) as other:
+        monkeypatch.setattr(os, "waitid", look_and_lose)
+        with pytest.raises(ChildProcessError):
+            process.wait_exit()
+        monkeypatch.undo()
+        assert not other.has_exited()
+        other.send_signal(signal.SIGKILL)
+        assert other.wait_exit() == ExitStatus(living, signal=signal.SIGKILL)
+
+
 def test_the_status_says_in_words_how_it_ended() -> None:
     assert str(ExitStatus(7, signal=9)) == "process 7 was killed by SIGKILL"
     assert str(ExitStatus(7, signal=signal.SIGRTMIN + 1)) == "process 7 was killed by SIGRTMIN+1"
