@@ -520,7 +520,7 @@ class Dispatcher:
         reservation.worker = None
         note = "; ".join(filter(None, ("this call came later", seat.worker.complaint)))
         running = next((call.name for call in (*seat.calls, *seat.hosted.values())), "nothing")
-        facts = status.pid, status.exitcode, status.signal, running
+        facts = status.pid, status.exitcode, status.signal, running, seat.worker.stderr.tail
         self._refuse_line(reservation, lambda: WorkerDied(*facts, note=note))
 
     def _unreceived(self, worker: WorkerProcess) -> frozenset[int]:
@@ -548,9 +548,16 @@ class Dispatcher:
     def _death_of(self, call: Call, seat: Seat, status: ExitStatus) -> Exception:
         if self._unavailable is not None:
             return self._unavailable()
-        ran_for = trio.current_time() - seat.since
-        note = seat.worker.complaint
-        return WorkerDied(status.pid, status.exitcode, status.signal, call.name, ran_for=ran_for, note=note)
+        worker = seat.worker
+        return WorkerDied(
+            status.pid,
+            status.exitcode,
+            status.signal,
+            call.name,
+            stderr_tail=worker.stderr.tail,
+            ran_for=trio.current_time() - seat.since,
+            note=worker.complaint,
+        )
 
     # The account of all this.
 

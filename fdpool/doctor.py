@@ -192,6 +192,6 @@ _QUESTIONS: Final = (
     _Question(
         "descriptor limit",
         _descriptors,
-        f"each worker takes 4 descriptors here: fewer than {ENOUGH_DESCRIPTORS} do for a pool, not for many sockets",
+        f"each worker takes 6 descriptors here: fewer than {ENOUGH_DESCRIPTORS} do for a pool, not for many sockets",
     ),
 )

@@ -116,7 +116,7 @@ class WorkerDied(Exception):  # noqa: N818 - the name users know it by
       exitcode: What it exited with, or None if a signal ended it.
       signal: The signal that ended it, or None if it exited.
       task: The qualified name of the function it was running.
-      stderr_tail: The last lines it wrote to its captured stderr; empty where stderr is not captured.
+      stderr_tail: The last lines it wrote to its stderr, 4 KiB at most; empty with `open_pool(stderr="inherit")`.
       ran_for: For how many seconds the call had been on that worker.
       note: What was wrong with the worker before it was killed, with its stacks, if it was killed from here.
     """
@@ -141,9 +141,11 @@ class WorkerDied(Exception):  # noqa: N818 - the name users know it by
         self.note = note
 
     def __str__(self) -> str:
+        how = describe_exit(self.exitcode, self.signal)
+        when = f", after {self.ran_for:.3g} seconds" if self.ran_for is not None else ""
         note = f" ({self.note})" if self.note else ""
-        tail = f"; its last words:\n{self.stderr_tail}" if self.stderr_tail else ""
-        return f"worker {self.pid} {describe_exit(self.exitcode, self.signal)} while running {self.task}{note}{tail}"
+        tail = f"; its stderr ended with:\n{self.stderr_tail}" if self.stderr_tail else ""
+        return f"worker {self.pid} {how} while running {self.task}{when}{note}{tail}"
 
 
 class TaskCancelled(BaseException):

@@ -92,7 +92,8 @@ class Life:
     def last_words(self) -> str:
         """How it ended, in words."""
         when = "before it was ready" if self._ready_at is None else "while it was idle"
-        return f"{self.worker.status} {when}{f': {self.worker.complaint}' if self.worker.complaint else ''}"
+        complaint = f": {self.worker.complaint}" if self.worker.complaint else ""
+        return f"{self.worker.status} {when}{complaint}{self.worker.stderr.last_words}"
 
     async def attend(self) -> bool:
         """Pass on what it says until it has ended; return whether a call had begun.
@@ -104,6 +105,7 @@ class Life:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen)
                 nursery.start_soon(self._watch)
+                nursery.start_soon(worker.stderr.read)
                 await worker.wait_exit()
                 nursery.cancel_scope.cancel()
         finally:
@@ -113,6 +115,7 @@ class Life:
                     await worker.wait_exit()
             # What it sent before its end is still in the queue, and counts.
             self._listen_nowait()
+            worker.stderr.drain()
             assert worker.status is not None
             self._lifecycle.on(Event.EXIT)
             if not worker.complaint:

@@ -21,6 +21,7 @@ from fdpool.memory.pickling import gather, pack_in_band, share
 from fdpool.process.cpus import default_workers
 from fdpool.process.launch import ExecLauncher
 from fdpool.process.settings import encode_settings, worker_settings
+from fdpool.process.stderr import StderrPipes
 from fdpool.process.vitals import CHECKS_PER_LIVENESS, dump_stacks
 from fdpool.process.zygote import Zygote, encode_setup
 from fdpool.protocol.ladder import Ladder
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fdpool.memory.received import MappingMode
     from fdpool.memory.shared import Shared
     from fdpool.process.launch import Launcher
+    from fdpool.process.stderr import StderrMode
     from fdpool.process.worker_process import WorkerProcess
 
 T = TypeVar("T")
@@ -398,6 +400,7 @@ async def open_pool(
     ready_timeout: float = 60.0,
     liveness: float | None = None,
     limits: Limits | None = None,
+    stderr: StderrMode = "tail",
     on_cancel: OnCancel = "interrupt",
     grace_period: float = 1.0,
     mapping: MappingMode = "private",
@@ -427,6 +430,10 @@ async def open_pool(
           sign is that it runs any Python code, waiting in C with the GIL released included, or keeps a processor
           busy, as long C calls do. Costs a thread in each worker. None: nobody looks.
       limits: What the kernel lets each worker use.
+      stderr: What becomes of what workers write to their stderr, C code included. "tail": it is passed on to this
+          process's, as that was when the worker started, and the last 4 KiB of each worker are remembered for
+          `WorkerDied.stderr_tail`. "capture": it is remembered, and not passed on. Either way a fatal signal leaves the
+          Python stacks there (`faulthandler`). "inherit": workers have this process's own, and nothing is remembered.
       on_cancel: What cancelling a call that runs does to it; see `Pool.options`.
       grace_period: Seconds that a call has to end when it is interrupted, or when the pool is closed. Workers that
           still run then get SIGINT, SIGTERM and SIGKILL, fractions of a second apart.
@@ -437,8 +444,8 @@ async def open_pool(
 
     Raises:
       ValueError: *workers*, *max_tasks_per_worker*, *max_rss* or *memory_budget* is less than 1, *grace_period*
-          negative, *idle_timeout*, *ready_timeout* or *liveness* not positive, *on_cancel*, *start* or *mapping*
-          unknown, or something is to be preloaded without a zygote.
+          negative, *idle_timeout*, *ready_timeout* or *liveness* not positive, *on_cancel*, *start*, *stderr*
+          or *mapping* unknown, or something is to be preloaded without a zygote.
       TypeError: *preload* is one string.
       Exception: whatever pickling *initializer* and *initargs* raises.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
@@ -469,16 +476,19 @@ async def open_pool(
             "this pool is opened while a worker loads the script, to find a function in it: put the part that "
             "opens pools behind `if __name__ == '__main__':`"
         )
+    pipes = StderrPipes(stderr)
     async with open_background() as nursery:
         memory = Warehouse(memory_budget)
         events = Broadcast()
         dispatcher = Dispatcher(nursery, memory, tenure, events)
         prepared = None if initializer is None else pack_in_band((initializer, initargs))
         beat_interval = None if liveness is None else liveness / (2 * CHECKS_PER_LIVENESS)
-        settings = worker_settings(functions.main_origin(), prepared, terms.limits, beat_interval)
-        launcher: Launcher = ExecLauncher()
+        settings = worker_settings(
+            functions.main_origin(), prepared, terms.limits, beat_interval, reports_crashes=pipes.is_remembered
+        )
+        launcher: Launcher = ExecLauncher(pipes)
         if start == "zygote":
-            launcher = Zygote(encode_setup(settings, modules), terms.restart, ready_timeout)
+            launcher = Zygote(encode_setup(settings, modules), terms.restart, ready_timeout, pipes)
         supervisor = Supervisor(size, encode_settings(settings), terms, dispatcher, launcher, events.tell)
         dispatcher.staff = supervisor
         nursery.start_soon(supervisor.run)

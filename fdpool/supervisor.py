@@ -48,6 +48,7 @@ class Supervisor:
         self._launcher = launcher
         self._stopping = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._background: trio.Nursery
 
     @property
     def size(self) -> int:
@@ -73,6 +74,7 @@ class Supervisor:
     async def run(self) -> None:
         """Keep the workers running until `stop`, or until cancelled, which kills them. None is left afterwards."""
         async with trio.open_nursery() as background:
+            self._background = background
             background.start_soon(self._launcher.run)
             async with trio.open_nursery() as self._nursery:
                 for place in self._places:
@@ -189,6 +191,8 @@ class Supervisor:
             in_call = await life.attend()
         finally:
             place.life = None
+            # What it started may go on writing there, until the pool is closed.
+            self._background.start_soon(worker.stderr.read_on)
         place.exits.append(life.last_words())
         return life.ready_for(), in_call
 

@@ -117,6 +117,7 @@ def test_a_supervisor_killed_at_any_point_leaves_nothing(
 ) -> None:
     target = Target("supervisor", start, is_supervisor=True)
     calls = ["socketpair", "memfd_create", "vfork", "sendmsg", "recvmsg", "setpgid", "kill", "waitid"]
+    calls += ["pipe2"]
     faults = [f"{call}:signal=SIGKILL:when={number}" for call, number in target.points(tmp_path, calls)]
     tally: Counter[str] = Counter()
     for fault, code, line in outcomes(target, tmp_path, faults):
@@ -151,6 +152,7 @@ ERRORS = {
     "sendmsg": ["ENOBUFS", "ENOMEM", "EAGAIN", "EINTR"],
     "socketpair": ["EMFILE"],
     "memfd_create": ["EMFILE", "ENOMEM"],
+    "pipe2": ["EMFILE"],
     "pidfd_open": ["EMFILE", "ENOMEM"],
     "vfork": ["EAGAIN", "ENOMEM"],
     "clone": ["EAGAIN", "ENOMEM"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import sysconfig
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -13,14 +15,16 @@ import trio
 
 import fdpool
 from fdpool.errors import WorkerStartError
-from fdpool.kernel import PidFd
+from fdpool.kernel import OwnedFd, PidFd
 from fdpool.process.outfit import Outfit
 
 if TYPE_CHECKING:
     from fdpool.kernel import HasFileno
+    from fdpool.process.stderr import StderrPipes
     from fdpool.process.worker_process import WorkerProcess
 
 _HOME: Final = str(Path(fdpool.__file__).resolve().parent.parent)
+_LAST_STANDARD: Final = 2
 
 
 class Launcher(Protocol):
@@ -45,7 +49,14 @@ class Launcher(Protocol):
 
 
 class ExecLauncher:
-    """Starts each worker as `python -m fdpool.worker`."""
+    """Starts each worker as `python -m fdpool.worker`.
+
+    Args:
+      pipes: Where their stderr comes from.
+    """
+
+    def __init__(self, pipes: StderrPipes) -> None:
+        self._pipes = pipes
 
     async def run(self) -> None:
         """Wait to be cancelled: there is nothing to do between starts."""
@@ -53,15 +64,18 @@ class ExecLauncher:
 
     async def launch(self, settings: bytes) -> WorkerProcess:
         """Start a worker. It inherits what it is born with, a pidfd of this process, and nothing else."""
-        with Outfit() as outfit, PidFd.current() as supervisor:
+        with Outfit(self._pipes) as outfit, PidFd.current() as supervisor:
             # Waiting there when it wakes up: it is in a process group of its own from the start.
             await outfit.channel.send(settings)
-            pid, pidfd = start_interpreter("fdpool.worker", *outfit.handles, supervisor)
+            inherited = (*outfit.handles, supervisor)
+            pid, pidfd = start_interpreter("fdpool.worker", *inherited, stderr=outfit.stderr.writer)
             return outfit.into_worker(pidfd, pid)
 
 
-def start_interpreter(module: str, *inherited: HasFileno) -> tuple[int, PidFd]:
+def start_interpreter(module: str, *inherited: HasFileno, stderr: HasFileno | None = None) -> tuple[int, PidFd]:
     """Start `python -m MODULE` with the numbers of *inherited* as arguments; return its pid and pidfd.
+
+    Its stderr is *stderr*, or else this process's own.
 
     To be called from the thread that runs trio, and only there: the kernel takes the end of the
     starting thread for the end of the parent (PR_SET_PDEATHSIG, prctl(2)).
@@ -70,7 +84,9 @@ def start_interpreter(module: str, *inherited: HasFileno) -> tuple[int, PidFd]:
       WorkerStartError: the interpreter cannot be run.
       OSError: no descriptors, processes or memory left. Nothing was started.
     """
-    process = _execute(module, [handle.fileno() for handle in inherited])
+    with ExitStack() as lent:
+        numbers = [_above_standard(handle, lent) for handle in inherited]
+        process = _execute(module, numbers, None if stderr is None else _above_standard(stderr, lent))
     try:
         # A child that nobody has waited for: the number cannot be anybody else's yet.
         pidfd = PidFd(process.pid)
@@ -83,14 +99,26 @@ def start_interpreter(module: str, *inherited: HasFileno) -> tuple[int, PidFd]:
     return process.pid, pidfd
 
 
-def _execute(module: str, inherited: list[int]) -> subprocess.Popen[bytes]:
+def _above_standard(handle: HasFileno, lent: ExitStack) -> int:
+    """Return a number for *handle* over those of stdin, stdout and stderr, which *lent* closes if it is a new one.
+
+    Where one of those is closed in this process, anything that is opened may have its number; in the new process it is
+    to be stderr's.
+    """
+    number = handle.fileno()
+    if number > _LAST_STANDARD:
+        return number
+    return lent.enter_context(OwnedFd(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD + 1))).fileno()
+
+
+def _execute(module: str, inherited: list[int], stderr: int | None) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise WorkerStartError("sys.executable is empty: this interpreter does not know how to start another")
     # The same -W, -X, -O … as here; -P keeps the current directory from shadowing modules until sys.path is set.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     command = [sys.executable, *flags, "-P", "-m", module, *map(str, inherited)]
     try:
-        return subprocess.Popen(command, pass_fds=inherited, env=_environment(), process_group=0)
+        return subprocess.Popen(command, pass_fds=inherited, stderr=stderr, env=_environment(), process_group=0)
     except (FileNotFoundError, PermissionError) as exc:
         raise WorkerStartError(f"the interpreter {sys.executable} cannot be run: {exc}") from exc
 

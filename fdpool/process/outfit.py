@@ -1,4 +1,4 @@
-"""What a worker is born with: two ends of a channel, a control page, a lifeline."""
+"""What a worker is born with: two ends of a channel, a control page, a lifeline, a stderr."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fdpool.protocol.page import DUMP_BYTES, PAGE_BYTES
 
 if TYPE_CHECKING:
     from fdpool.kernel import HasFileno, PidFd
+    from fdpool.process.stderr import StderrPipes
 
 
 class Outfit:
@@ -22,16 +23,23 @@ class Outfit:
     For use as a context manager: the worker's halves are closed at the end of the block in any case, the
     supervisor's unless `into_worker` has given them up.
 
+    Args:
+      pipes: Where its stderr comes from.
+
     Attributes:
       channel: The supervisor's end.
       handles: The worker's end of the channel, its control page, its end of the lifeline.
+      stderr: Both ends of its stderr.
 
     Raises:
       OSError: no descriptors or no memory left. Nothing is open then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pipes: StderrPipes) -> None:
         with ExitStack() as always, ExitStack() as on_failure:
+            self.stderr = pipes.open_pipe()
+            on_failure.callback(self.stderr.close)
+            always.callback(self.stderr.close_writer)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
             # Kept in the supervisor as well: what the worker has not received can be taken back through it.
             self._worker_end = theirs
@@ -54,7 +62,7 @@ class Outfit:
         """Give the supervisor's halves up to a worker that was born with the others, and leads a process group."""
         tie(self._worker_lifeline, pid)
         self._ours.pop_all()
-        return WorkerProcess(pid, pidfd, self.channel, self._worker_end, self._memory, self._lifeline)
+        return WorkerProcess(pid, pidfd, self.channel, self._worker_end, self._memory, self._lifeline, self.stderr)
 
     def __enter__(self) -> Outfit:
         return self

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def worker_settings(
-    main: tuple[str | None, str | None], initializer: bytes | None, limits: Limits, beat_interval: float | None
+    main: tuple[str | None, str | None],
+    initializer: bytes | None,
+    limits: Limits,
+    beat_interval: float | None,
+    *,
+    reports_crashes: bool,
 ) -> dict[str, object]:
     """Return what `encode_settings` lays out.
 
@@ -23,6 +28,7 @@ def worker_settings(
       initializer: A pickled (function, arguments) to be called before the worker is ready, or None.
       limits: What the kernel is to enforce on it.
       beat_interval: How many seconds may pass between its signs of life; None if nobody looks for them.
+      reports_crashes: Whether a fatal signal is to leave its stacks on its stderr.
     """
     module, path = main
     return {
@@ -33,6 +39,7 @@ def worker_settings(
         "initializer": initializer,
         "limits": limits,
         "beat_interval": beat_interval,
+        "reports_crashes": reports_crashes,
         "python_path": os.environ.get("PYTHONPATH"),
     }
 

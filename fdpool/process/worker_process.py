@@ -20,6 +20,7 @@ from fdpool.transport import DONTWAIT, Transport
 
 if TYPE_CHECKING:
     from fdpool.channel import Channel
+    from fdpool.process.stderr import StderrPipe
 
 
 class WorkerProcess:
@@ -32,6 +33,7 @@ class WorkerProcess:
 
     Attributes:
       pid: Its process id, for people; signals go through the pidfd.
+      stderr: What it writes there. Outlives it: whoever sees the worker off reads on, and closes it.
       channel: Messages to and from it.
       page: What it says about itself even when dead.
       is_condemned: Whether it was killed or retired, and so must get no more work.
@@ -50,6 +52,7 @@ class WorkerProcess:
         queue: socket.socket,
         memory: mmap.mmap,
         lifeline: socket.socket,
+        stderr: StderrPipe,
     ) -> None:
         self.pid = pid
         self.channel = channel
@@ -58,6 +61,7 @@ class WorkerProcess:
         self.page = ControlPage(memory)
         self._memory = memory
         self._lifeline = lifeline
+        self.stderr = stderr
         self.is_condemned = False
         self.is_retired = False
         self.answered_call = 0
@@ -143,7 +147,7 @@ class WorkerProcess:
             self.kill()
 
     def close(self) -> None:
-        """Let go of everything. The process must have ended."""
+        """Let go of everything but its stderr. The process must have ended."""
         self.channel.close()
         self._queue.close()
         self._pidfd.close()

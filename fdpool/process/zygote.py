@@ -17,6 +17,7 @@ from fdpool.protocol.zygote import ZygoteOperation, encode
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fdpool.process.stderr import StderrPipes
     from fdpool.process.worker_process import WorkerProcess
 
 
@@ -27,10 +28,12 @@ class Zygote:
       setup: What it is told first; see `encode_setup`.
       restart: How often it may die before no worker is started any more.
       ready_timeout: How many seconds it may take to load.
+      pipes: Where its stderr comes from, and that of the workers.
     """
 
-    def __init__(self, setup: bytes, restart: Restart, ready_timeout: float) -> None:
+    def __init__(self, setup: bytes, restart: Restart, ready_timeout: float, pipes: StderrPipes) -> None:
         self._setup = setup
+        self._pipes = pipes
         self._restart = restart
         self._ready_timeout = ready_timeout
         self._process: ZygoteProcess | None = None
@@ -45,12 +48,17 @@ class Zygote:
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Keep a zygote until cancelled, which kills it. None is left afterwards."""
+        async with trio.open_nursery() as nursery:
+            await self._keep_one(nursery)
+
+    async def _keep_one(self, nursery: trio.Nursery) -> None:
+        """Have one zygote after the other; what they leave behind is read on in *nursery*."""
         history = RestartHistory(self._restart)
         ends: deque[str] = deque(maxlen=self._restart.intensity + 1)
         while self._failure is None:
             ready_for = 0.0
             try:
-                process = ZygoteProcess(self._setup)
+                process = ZygoteProcess(self._setup, self._pipes)
             except (OSError, WorkerStartError) as exc:
                 ends.append(f"could not be started: {exc}")
             else:
@@ -59,6 +67,7 @@ class Zygote:
                 finally:
                     self._process = None
                     process.bury()
+                    nursery.start_soon(process.stderr.read_on)
                 if process.verdict is not None:
                     self._fail(process.verdict)
                     break
@@ -87,7 +96,7 @@ class Zygote:
         """
         while True:
             process = await self._wait_loaded()
-            with Outfit() as outfit:
+            with Outfit(self._pipes) as outfit:
                 born = await process.fork(outfit)
                 if born is None:
                     # It died over this. What it had forked died with it, and the next one is asked instead.
@@ -105,6 +114,7 @@ class Zygote:
                 with trio.CancelScope(shield=True):
                     await worker.wait_exit()
                 worker.close()
+                worker.stderr.close()
                 raise
             return worker
 
@@ -120,6 +130,7 @@ class Zygote:
         """Have *process* load and fork until it has ended."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._await_loading, process)
+            nursery.start_soon(process.stderr.read)
             await process.attend()
             nursery.cancel_scope.cancel()
 

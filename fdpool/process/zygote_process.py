@@ -18,9 +18,12 @@ from fdpool.errors import FdLimitError, RemoteProtocolError, describe_exit
 from fdpool.kernel import OwnedFd, PidFd
 from fdpool.process.launch import start_interpreter
 from fdpool.process.outfit import Outfit, tie
+from fdpool.process.own_stderr import is_inherited
 from fdpool.protocol.zygote import FROM_ZYGOTE, ZygoteOperation, decode, decode_integer, encode
 
 if TYPE_CHECKING:
+    from fdpool.kernel import HasFileno
+    from fdpool.process.stderr import StderrPipes
     from fdpool.transport import Message
 
 
@@ -45,9 +48,10 @@ class ZygoteProcess:
       loading: What it was loading when it was last heard of, in words.
       verdict: Why neither it nor another one like it can fork, if so.
       last_words: How it ended, in words.
+      stderr: What it writes there. Outlives it: whoever sees it off reads on, and closes it.
     """
 
-    def __init__(self, setup: bytes) -> None:
+    def __init__(self, setup: bytes, pipes: StderrPipes) -> None:
         self.loaded = trio.Event()
         self._loaded_at: float | None = None
         self.loading = "the interpreter"
@@ -65,12 +69,16 @@ class ZygoteProcess:
             always.callback(lifeline.close)
             on_failure.callback(self._lifeline.close)
             supervisor = always.enter_context(PidFd.current())
+            self.stderr = pipes.open_pipe()
+            always.callback(self.stderr.close_writer)
+            on_failure.callback(self.stderr.close)
             try:
                 self._channel.send_nowait(setup)
             except trio.WouldBlock:
                 # The queue is empty, so what is missing is memory; whoever starts the zygote tries again later.
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
-            self.pid, self._pidfd = start_interpreter("fdpool.worker.zygote", theirs, lifeline, supervisor)
+            inherited = (theirs, lifeline, supervisor)
+            self.pid, self._pidfd = start_interpreter("fdpool.worker.zygote", *inherited, stderr=self.stderr.writer)
             tie(lifeline, self.pid)
             on_failure.pop_all()
 
@@ -80,7 +88,7 @@ class ZygoteProcess:
         self._requests[number] = request
         try:
             with ExitStack() as lent:
-                now, handles = _circumstances(lent)
+                now, handles = _circumstances(lent, outfit.stderr.writer)
                 payload = encode(ZygoteOperation.FORK, number, now)
                 async with self._sending:
                     await self._channel.send(payload, (*outfit.handles, *handles))
@@ -126,6 +134,8 @@ class ZygoteProcess:
             while (status := os.waitid(os.P_PGID, self.pid, os.WEXITED)) is not None:
                 if status.si_pid == self.pid:
                     self.last_words = _describe(status.si_code, status.si_status, self.loading, self.loaded.is_set())
+        self.stderr.drain()
+        self.last_words += self.stderr.last_words
         for request in self._requests.values():
             request.answered.set()
         self._requests.clear()
@@ -215,24 +225,19 @@ class ZygoteProcess:
         self._pidfd.send_signal(signal.SIGKILL)
 
 
-def _circumstances(lent: ExitStack) -> tuple[bytes, list[OwnedFd]]:
-    """Return what a process that is started now would inherit: a pickle, and handles that *lent* closes."""
+def _circumstances(lent: ExitStack, stderr: HasFileno | None) -> tuple[bytes, list[OwnedFd]]:
+    """Return what a process would inherit now, started with that stderr: a pickle, and handles that *lent* closes."""
     directory = lent.enter_context(OwnedFd(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
-    stdio = [number for number in range(3) if _is_inherited(number)]
-    copies = [lent.enter_context(OwnedFd(os.dup(number))) for number in stdio]
+    sources = {number: number for number in range(3) if is_inherited(number)}
+    if stderr is not None:
+        sources[2] = stderr.fileno()
+    copies = [lent.enter_context(OwnedFd(os.dup(number))) for number in sources.values()]
     now = {
         "environment": dict(os.environ),
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
-        "stdio": stdio,
+        "stdio": list(sources),
     }
     return pickle.dumps(now), [directory, *copies]
-
-
-def _is_inherited(number: int) -> bool:
-    try:
-        return os.get_inheritable(number)
-    except OSError:
-        return False
 
 
 def _end(pid: int, pidfd: PidFd) -> None:

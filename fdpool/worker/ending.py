@@ -10,9 +10,14 @@ from typing import NoReturn
 
 def end_process(code: int) -> NoReturn:
     """Write out what was printed so far, and exit with *code*."""
+    write_out()
+    os._exit(code)
+
+
+def write_out() -> None:
+    """Write out what was printed so far, as far as that is possible."""
     for stream in (sys.stdout, sys.stderr):
-        # Tasks may have put None there, or something that is closed, or on a descriptor that is.
+        # There is none where the supervisor's is closed; tasks may have put something there that is, too.
         if stream is not None:
             with suppress(Exception):
                 stream.flush()
-    os._exit(code)

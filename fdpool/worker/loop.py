@@ -27,7 +27,7 @@ from fdpool.worker.forks import leave_if_forked, part_with_forks
 from fdpool.worker.interrupt import Interruptible
 from fdpool.worker.limits import apply_limits, note_limit
 from fdpool.worker.main_module import load_main, stand_in_for_main
-from fdpool.worker.vitals import answer_dump_signal, start_beating
+from fdpool.worker.vitals import answer_dump_signal, report_crashes, start_beating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -246,6 +246,8 @@ def _initialize(channel: BlockingChannel, initializer: bytes) -> bool:
 
 def apply_settings(settings: dict[str, Any]) -> None:
     """Make this process like the one that started it; see `worker_settings`."""
+    if settings["reports_crashes"]:
+        report_crashes()
     sys.path[:] = settings["sys_path"]
     sys.argv[:] = settings["argv"]
     if settings["python_path"] is None:

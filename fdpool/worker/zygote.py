@@ -24,7 +24,7 @@ from fdpool.kernel.clone import can_fork_sibling, fork_sibling
 from fdpool.kernel.process_control import die_with_parent, name_process
 from fdpool.protocol.zygote import TO_ZYGOTE, ZygoteOperation, decode, encode, encode_integer
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
-from fdpool.worker.ending import end_process
+from fdpool.worker.ending import end_process, write_out
 from fdpool.worker.loop import apply_settings, run_worker
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class Zygote:
             if threads := _threads():
                 raise Unfit(f"threads run in it, which do not survive a fork: {', '.join(threads)}")
             # What lies in the buffers would be written once by each worker.
-            sys.stdout.flush()
-            sys.stderr.flush()
+            write_out()
             try:
                 pidfd = fork_sibling()
             except OSError as exc:
@@ -152,6 +151,19 @@ class Birth:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         end_process(code)
+
+
+def _hold_standard_numbers() -> None:
+    """Keep what is opened from getting the number of a stdin, stdout or stderr that is closed.
+
+    A worker's own is put there, over whatever is. Until then reading and writing fail as if it were closed, for O_PATH.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free.
+            os.open("/", os.O_PATH | os.O_CLOEXEC)
 
 
 def _preload(name: str) -> None:
@@ -218,6 +230,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    _hold_standard_numbers()
     for number in map(int, numbers):
         # They had to survive one exec to get here; what a task executes must not get them.
         os.set_inheritable(number, False)
