@@ -521,7 +521,8 @@ class Dispatcher:
         note = "; ".join(filter(None, ("this call came later", seat.worker.complaint)))
         running = next((call.name for call in (*seat.calls, *seat.hosted.values())), "nothing")
         facts = status.pid, status.exitcode, status.signal, running, seat.worker.stderr.tail
-        self._refuse_line(reservation, lambda: WorkerDied(*facts, note=note))
+        peak = status.peak_rss_bytes
+        self._refuse_line(reservation, lambda: WorkerDied(*facts, note=note, peak_rss_bytes=peak))
 
     def _unreceived(self, worker: WorkerProcess) -> frozenset[int]:
         """Return the numbers of the async calls that lie in a dead worker's queue."""
@@ -557,6 +558,7 @@ class Dispatcher:
             stderr_tail=worker.stderr.tail,
             ran_for=trio.current_time() - seat.since,
             note=worker.complaint,
+            peak_rss_bytes=status.peak_rss_bytes,
         )
 
     # The account of all this.

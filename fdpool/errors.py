@@ -118,7 +118,10 @@ class WorkerDied(Exception):  # noqa: N818 - the name users know it by
       task: The qualified name of the function it was running.
       stderr_tail: The last lines it wrote to its stderr, 4 KiB at most; empty with `open_pool(stderr="inherit")`.
       ran_for: For how many seconds the call had been on that worker.
-      note: What was wrong with the worker before it was killed, with its stacks, if it was killed from here.
+      note: If it was killed from here, what was wrong with it before, with its stacks; if SIGKILL came from elsewhere,
+          what speaks for a lack of memory and what does not; which of its limits it met.
+      peak_rss_bytes: The most memory it had resident in its whole life; None if that is not known, as of a worker made
+          by exec that never had more than its supervisor.
     """
 
     def __init__(
@@ -130,8 +133,9 @@ class WorkerDied(Exception):  # noqa: N818 - the name users know it by
         stderr_tail: str = "",
         ran_for: float | None = None,
         note: str = "",
+        peak_rss_bytes: int | None = None,
     ) -> None:
-        super().__init__(pid, exitcode, signal, task, stderr_tail, ran_for, note)
+        super().__init__(pid, exitcode, signal, task, stderr_tail, ran_for, note, peak_rss_bytes)
         self.pid = pid
         self.exitcode = exitcode
         self.signal = signal
@@ -139,13 +143,17 @@ class WorkerDied(Exception):  # noqa: N818 - the name users know it by
         self.stderr_tail = stderr_tail
         self.ran_for = ran_for
         self.note = note
+        self.peak_rss_bytes = peak_rss_bytes
 
     def __str__(self) -> str:
         how = describe_exit(self.exitcode, self.signal)
         when = f", after {self.ran_for:.3g} seconds" if self.ran_for is not None else ""
+        peak = "" if self.peak_rss_bytes is None else describe_size(self.peak_rss_bytes)
+        # Where the note weighs it, once is enough.
+        memory = f", with {peak} of memory at its peak" if peak and peak not in self.note else ""
         note = f" ({self.note})" if self.note else ""
         tail = f"; its stderr ended with:\n{self.stderr_tail}" if self.stderr_tail else ""
-        return f"worker {self.pid} {how} while running {self.task}{when}{note}{tail}"
+        return f"worker {self.pid} {how} while running {self.task}{when}{memory}{note}{tail}"
 
 
 class TaskCancelled(BaseException):
@@ -228,6 +236,12 @@ def describe_exit(exitcode: int | None, signal: int | None) -> str:
     if exitcode is None:
         return "ended, and somebody else collected its exit status"
     return f"exited with code {exitcode}"
+
+
+def describe_size(size_bytes: int) -> str:
+    """Say how much memory that is: '48.3 MiB', '1.5 GiB'."""
+    mebibytes = size_bytes / (1 << 20)
+    return f"{mebibytes:.1f} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f} GiB"
 
 
 def signal_name(number: int) -> str:

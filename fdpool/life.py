@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +19,7 @@ from fdpool.protocol.tasks import FROM_WORKER, Operation, decode
 
 if TYPE_CHECKING:
     from fdpool.kernel import ExitStatus
+    from fdpool.process.oom import OomKills
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
 
@@ -76,8 +78,11 @@ class Terms:
 class Life:
     """One worker from its start to its end."""
 
-    def __init__(self, worker: WorkerProcess, employer: Employer, terms: Terms, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, worker: WorkerProcess, employer: Employer, terms: Terms, lifecycle: Lifecycle, oom_kills: OomKills
+    ) -> None:
         self.worker = worker
+        self._oom_kills = oom_kills
         self._employer = employer
         self._terms = terms
         self._lifecycle = lifecycle
@@ -119,7 +124,7 @@ class Life:
             assert worker.status is not None
             self._lifecycle.on(Event.EXIT)
             if not worker.complaint:
-                worker.complaint = self._terms.limits.explain_signal(worker.status.signal) or ""
+                worker.complaint = self._explain(worker.status)
             in_call = self._employer.worker_exited(worker, worker.status)
             worker.close()
         return in_call
@@ -145,6 +150,12 @@ class Life:
             self.kill()
             with trio.CancelScope(shield=True):
                 await worker.exited.wait()
+
+    def _explain(self, status: ExitStatus) -> str:
+        """Say why it was ended, if it was neither itself nor somebody here."""
+        if status.signal == signal.SIGKILL and not self.worker.was_killed_here:
+            return self._oom_kills.explain_kill(trio.current_time(), status.peak_rss_bytes)
+        return self._terms.limits.explain_signal(status.signal) or ""
 
     def kill(self) -> None:
         """Kill it now, if it lives."""

@@ -9,6 +9,7 @@ import trio
 
 from fdpool.errors import WorkerStartError, ZygoteError
 from fdpool.life import Employer, Life, Terms
+from fdpool.process.oom import OomKills
 from fdpool.protocol.lifecycle import Event, Lifecycle, State
 from fdpool.protocol.restart import RestartHistory
 
@@ -49,6 +50,7 @@ class Supervisor:
         self._stopping = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._background: trio.Nursery
+        self._oom_kills = OomKills(trio.current_time())
 
     @property
     def size(self) -> int:
@@ -184,7 +186,7 @@ class Supervisor:
                 raise
             place.exits.append(f"could not be started: {exc}")
             return 0.0, False
-        life = place.life = Life(worker, self._employer, self._terms, place.lifecycle)
+        life = place.life = Life(worker, self._employer, self._terms, place.lifecycle, self._oom_kills)
         if place.is_closed:
             self.retire(worker)
         try:

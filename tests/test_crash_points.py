@@ -117,7 +117,7 @@ def test_a_supervisor_killed_at_any_point_leaves_nothing(
 ) -> None:
     target = Target("supervisor", start, is_supervisor=True)
     calls = ["socketpair", "memfd_create", "vfork", "sendmsg", "recvmsg", "setpgid", "kill", "waitid"]
-    calls += ["pipe2"]
+    calls += ["pipe2", "wait4"]
     faults = [f"{call}:signal=SIGKILL:when={number}" for call, number in target.points(tmp_path, calls)]
     tally: Counter[str] = Counter()
     for fault, code, line in outcomes(target, tmp_path, faults):

@@ -145,7 +145,7 @@ async def test_a_dead_worker_set_aside_fails_its_calls_and_every_later_one(pool:
         assert [death.pid for death in deaths] == [dead] * 3
         assert len(set(map(id, deaths))) == 3
         with pytest.raises(
-            WorkerDied, match=r"was killed by SIGKILL while running .*kill_self \(this call came later\)"
+            WorkerDied, match=r"was killed by SIGKILL while running .*kill_self \(this call came later;"
         ):
             await worker.run_sync(tasks.add, 1)
         assert worker.pid is None

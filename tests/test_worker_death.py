@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,8 @@ import trio
 import trio.testing
 
 from fdpool import Backoff, Doorbell, Limits, PoolBroken, Restart, WorkerDied, open_pool
+from fdpool.errors import RemoteProtocolError
+from fdpool.process.oom import OomKills
 from tests.support import crash_tasks, tasks
 from tests.support.leaks import descriptor_count
 from tests.support.own_stderr import bytes_in, fill, open_pipe, read_exactly, stderr_is
@@ -142,6 +145,17 @@ async def test_an_async_call_is_told_as_well(captured: Pool) -> None:
         nursery.start_soon(hang)
         await bell.wait()
         await death_of(captured, crash_tasks.say_and_kill_self, b"the end")
+
+
+async def test_later_calls_of_a_worker_set_aside_are_told_the_same(captured: Pool) -> None:
+    async with captured.worker() as worker:
+        deaths = []
+        for _ in range(2):
+            with pytest.raises(WorkerDied) as caught:
+                await worker.run_sync(crash_tasks.say_and_kill_self, b"the end")
+            deaths.append(caught.value)
+    assert [death.stderr_tail for death in deaths] == ["the end"] * 2
+    assert deaths[0].peak_rss_bytes == deaths[1].peak_rss_bytes
 
 
 async def test_crashes_are_reported_where_a_task_wants_them(captured: Pool, tmp_path: Path) -> None:
@@ -365,3 +379,116 @@ async def test_a_pool_without_room_for_descriptors_says_so_and_leaves_none() -> 
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert descriptor_count() == before
+
+
+# Memory.
+
+
+async def test_the_peak_of_its_memory_is_told(captured: Pool) -> None:
+    size = 256 << 20
+    death = await death_of(captured, crash_tasks.use_memory_and_kill_self, size)
+    assert death.peak_rss_bytes is not None
+    assert size < death.peak_rss_bytes < size + (64 << 20)
+    assert "its memory peaked at" in str(death)
+    # The next one has used none of it.
+    next_death = await death_of(captured, tasks.exit_at_once, 1)
+    assert next_death.peak_rss_bytes is None or next_death.peak_rss_bytes < 128 << 20
+
+
+async def test_a_peak_that_may_be_the_supervisors_is_not_told(start: str) -> None:
+    async with open_pool(1, start=start) as pool:
+        death = await death_of(pool, tasks.exit_at_once, 1)
+    # This process has loaded more than a worker ever does.
+    assert (death.peak_rss_bytes is None) is (start == "exec")
+    assert ("of memory at its peak" in str(death)) is (start == "zygote")
+
+
+@pytest.fixture
+def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have the pool look at a file of counters of the test's own."""
+    vmstat = tmp_path / "proc/vmstat"
+    vmstat.parent.mkdir()
+    vmstat.write_text("oom_kill 7\n")
+    monkeypatch.setattr("fdpool.supervisor.OomKills", partial(OomKills, root=tmp_path))
+    return vmstat
+
+
+async def test_a_kill_that_came_while_the_kernel_was_out_of_memory_is_told_so(counters: Path) -> None:
+    async with open_pool(1) as pool:
+        death = await death_of(pool, crash_tasks.rewrite_and_kill_self, str(counters), "oom_kill 8\n")
+    assert death.note.startswith(
+        "killed, but not by this program: out of memory? The kernel's out-of-memory killer struck 1 time meanwhile"
+    )
+    assert f"({death.note})" in str(death)
+
+
+async def test_a_kill_by_somebody_else_is_told_so(counters: Path) -> None:
+    async with open_pool(1) as pool:
+        death = await death_of(pool, tasks.kill_self)
+    assert death.note.startswith(
+        "killed, but not by this program: out of memory? The kernel's out-of-memory killer did"
+    )
+
+
+async def test_an_idle_worker_that_is_killed_is_listed_with_the_evidence(counters: Path) -> None:
+    async with open_pool(1, restart=Restart(intensity=0)) as pool:
+        os.kill(await pool.run_sync(tasks.pid), signal.SIGKILL)
+        with pytest.raises(
+            PoolBroken, match="was killed by SIGKILL while it was idle: killed, but not by this program"
+        ):
+            await pool.run_sync(tasks.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV])
+async def test_another_signal_is_no_sign_of_a_lack_of_memory(number: int, counters: Path) -> None:
+    async with open_pool(1, stderr="capture") as pool:
+        death = await death_of(pool, tasks.kill_self, number)
+    assert death.note == ""
+
+
+async def test_a_worker_killed_for_a_cancelled_call_did_not_run_out_of_memory(counters: Path) -> None:
+    """The other call on it hears of its death, and must not be told that it was memory."""
+    deaths = []
+    async with open_pool(1) as pool, Doorbell() as bell, trio.open_nursery() as nursery:
+
+        async def hang() -> None:
+            with pytest.raises(WorkerDied) as caught:
+                await pool.run(tasks.async_ring_and_hang, bell._event, bell._event)
+            deaths.append(caught.value)
+
+        nursery.start_soon(hang)
+        await bell.wait()
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(
+                    pool.options(on_cancel="kill").run, tasks.async_ring_and_hang, bell._event, bell._event
+                )
+                await bell.wait()
+                scope.cancel()
+    (death,) = deaths
+    assert death.signal == signal.SIGKILL
+    assert death.note == ""
+
+
+async def test_a_worker_killed_for_its_silence_did_not_run_out_of_memory(counters: Path) -> None:
+    async with open_pool(1, liveness=0.4) as pool, Doorbell() as bell:
+        death = await death_of(pool, tasks.ring_and_wait_with_the_gil, bell._event)
+    assert "it gave no sign of life" in death.note
+    assert "out of memory" not in death.note
+
+
+async def test_a_worker_killed_for_its_manners_did_not_run_out_of_memory(counters: Path) -> None:
+    async with open_pool(1) as pool, Doorbell() as bell, trio.open_nursery() as nursery:
+        notes = []
+
+        async def hang() -> None:
+            with pytest.raises(WorkerDied) as caught:
+                await pool.run(tasks.async_ring_and_hang, bell._event, bell._event)
+            notes.append(caught.value.note)
+
+        nursery.start_soon(hang)
+        await bell.wait()
+        with pytest.raises(RemoteProtocolError, match="shorter than the header"):
+            await pool.run_sync(tasks.write_garbage, b"x")
+    assert len(notes) == 1
+    assert "out of memory" not in notes[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -69,7 +70,8 @@ class ExecLauncher:
             await outfit.channel.send(settings)
             inherited = (*outfit.handles, supervisor)
             pid, pidfd = start_interpreter("fdpool.worker", *inherited, stderr=outfit.stderr.writer)
-            return outfit.into_worker(pidfd, pid)
+            own_peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            return outfit.into_worker(pidfd, pid, own_peak_bytes)
 
 
 def start_interpreter(module: str, *inherited: HasFileno, stderr: HasFileno | None = None) -> tuple[int, PidFd]:

@@ -58,11 +58,17 @@ class Outfit:
             self._theirs = always.pop_all()
             self._ours = on_failure.pop_all()
 
-    def into_worker(self, pidfd: PidFd, pid: int) -> WorkerProcess:
-        """Give the supervisor's halves up to a worker that was born with the others, and leads a process group."""
+    def into_worker(self, pidfd: PidFd, pid: int, inherited_peak_bytes: int = 0) -> WorkerProcess:
+        """Give the supervisor's halves up to a worker that was born with the others, and leads a process group.
+
+        Args:
+          inherited_peak_bytes: How much of its peak of memory may be that of whoever started it.
+        """
         tie(self._worker_lifeline, pid)
         self._ours.pop_all()
-        return WorkerProcess(pid, pidfd, self.channel, self._worker_end, self._memory, self._lifeline, self.stderr)
+        return WorkerProcess(
+            pid, pidfd, self.channel, self._worker_end, self._memory, self._lifeline, self.stderr, inherited_peak_bytes
+        )
 
     def __enter__(self) -> Outfit:
         return self

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -30,6 +31,7 @@ class WorkerProcess:
 
     Args:
       queue: A duplicate of the worker's own end of the channel, from which messages can be taken back.
+      inherited_peak_bytes: A peak of memory up to this much says nothing about it: whoever started it had as much.
 
     Attributes:
       pid: Its process id, for people; signals go through the pidfd.
@@ -38,6 +40,7 @@ class WorkerProcess:
       page: What it says about itself even when dead.
       is_condemned: Whether it was killed or retired, and so must get no more work.
       is_retired: Whether it ends because it has done its share, and not because something went wrong.
+      was_killed_here: Whether SIGKILL was sent to it from here, for whatever reason.
       answered_call: The number of the last call it answered; differs from `page.begun_call` while it runs one.
       complaint: What was wrong with it before it was killed, in words, if anything.
       sending: To be held while waiting in `channel.send`, which takes one task at a time.
@@ -53,6 +56,7 @@ class WorkerProcess:
         memory: mmap.mmap,
         lifeline: socket.socket,
         stderr: StderrPipe,
+        inherited_peak_bytes: int,
     ) -> None:
         self.pid = pid
         self.channel = channel
@@ -62,8 +66,10 @@ class WorkerProcess:
         self._memory = memory
         self._lifeline = lifeline
         self.stderr = stderr
+        self._inherited_peak_bytes = inherited_peak_bytes
         self.is_condemned = False
         self.is_retired = False
+        self.was_killed_here = False
         self.answered_call = 0
         self.complaint = ""
         self.exited = trio.Event()
@@ -81,7 +87,7 @@ class WorkerProcess:
             await trio.lowlevel.wait_readable(self._pidfd)
             try:
                 self._end_group()
-                self.status = self._pidfd.wait_exit()
+                self.status = self._without_inherited_peak(self._pidfd.wait_exit())
             except ChildProcessError:
                 # Somebody ignores SIGCHLD, or waits for any child there is, and took the status.
                 self.status = ExitStatus(self.pid)
@@ -93,6 +99,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """Kill it now. Nothing happens if it has ended."""
         self.is_condemned = True
+        self.was_killed_here = self.was_killed_here or self.status is None
         self.send_signal(signal.SIGKILL)
 
     def take_step(self, step: Step) -> None:
@@ -164,6 +171,11 @@ class WorkerProcess:
         os.waitid(os.P_PIDFD, self._pidfd.fileno(), os.WEXITED | os.WNOWAIT | os.WNOHANG)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def _without_inherited_peak(self, status: ExitStatus) -> ExitStatus:
+        peak = status.peak_rss_bytes
+        is_its_own = peak is not None and peak > self._inherited_peak_bytes
+        return status if is_its_own else replace(status, peak_rss_bytes=None)
 
     def dumped(self) -> str:
         """Return the stacks it has written down so far."""
