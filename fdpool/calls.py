@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import trio
 
@@ -13,6 +13,7 @@ from fdpool.memory.exceptions import rebuild, tell
 from fdpool.memory.parcel import MODES
 from fdpool.memory.pickling import unpack
 from fdpool.protocol.tasks import Operation
+from fdpool.protocol.window import STREAM_BYTES, STREAM_ITEMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,12 +38,16 @@ class CallOptions:
       grace_period: Seconds an interrupted call has to end.
       retries: How often the call is run again if its worker dies, which only its caller can know to be harmless.
       mapping: How its big buffers arrive.
+      stream_items: How many items of a stream may wait for their consumer.
+      stream_bytes: From how many bytes on no further item of a stream is made while others wait.
     """
 
     on_cancel: OnCancel = "interrupt"
     grace_period: float = 1.0
     retries: int = 0
     mapping: MappingMode = "private"
+    stream_items: int = STREAM_ITEMS
+    stream_bytes: int = STREAM_BYTES
 
     def __post_init__(self) -> None:
         if self.on_cancel not in ("interrupt", "kill", "wait"):
@@ -53,10 +58,21 @@ class CallOptions:
             raise ValueError(f"grace_period is {self.grace_period} seconds: it cannot be negative")
         if self.retries < 0:
             raise ValueError(f"retries is {self.retries}: it cannot be negative")
+        if self.stream_items < 1:
+            raise ValueError(f"stream_items is {self.stream_items}: at least 1 item must be allowed under way")
+        if self.stream_bytes < 1:
+            raise ValueError(f"stream_bytes is {self.stream_bytes}: at least 1 byte must be allowed under way")
 
 
 class Call:
-    """One call, from its arguments packed to its outcome known. One task waits for it."""
+    """One call, from its arguments packed to its outcome known. One task waits for it.
+
+    Attributes:
+      request: What asks a worker for it.
+      is_stream: Whether there is more to come of it than an outcome.
+    """
+
+    is_stream: ClassVar[bool] = False
 
     __slots__ = (
         "begins",
@@ -71,6 +87,7 @@ class Call:
         "options",
         "packed",
         "parcel",
+        "request",
         "reservation",
         "retries",
         "task",
@@ -88,6 +105,7 @@ class Call:
         self.retries = options.retries
         self.reservation = reservation
         self.task: trio.lowlevel.Task | None = None
+        self.request = Operation.RUN
         self.operation = Operation.RESULT
         self.message: Message | None = None
         self.parcel: Parcel | None = None
@@ -104,10 +122,28 @@ class Call:
         """Whether it has ended, one way or another."""
         return self.message is not None or self.error is not None
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether nothing else can be on its worker as long as it is: it hears what is said to that process."""
+        return self.is_stream and not self.is_async
+
     def may_begin(self) -> bool:
         """Ask, just before it is sent for the first time, whether it still should be."""
         begins, self.begins = self.begins, None
         return begins is None or begins()
+
+    def take_item(self, message: Message, _parcel: Parcel) -> None:
+        """Take in an item of a stream.
+
+        Raises:
+          RemoteProtocolError: this is no stream, or it has no room for one more; *message* was closed.
+        """
+        message.close()
+        raise RemoteProtocolError(f"an item came for {self.name}, which is no stream")
+
+    def lose_item(self, error: OSError) -> None:
+        """Take in that an item of a stream cannot be had, and why. Raises as `take_item` does."""
+        raise RemoteProtocolError(f"an item came for {self.name}, which is no stream") from error
 
     def finish(self, operation: Operation, message: Message, parcel: Parcel) -> None:
         """Take in the answer, and wake the caller."""
@@ -144,9 +180,18 @@ class Call:
             raise self.error
         assert self.message is not None
         assert self.parcel is not None
-        with self.message as message:
+        value = self.open(self.message, self.parcel)
+        if self.operation is Operation.RESULT:
+            return value
+        error = rebuild(value)
+        # From its cause, which rebuilding has set: the traceback it had over there.
+        raise error from error.__cause__
+
+    def open(self, message: Message, parcel: Parcel) -> Any:
+        """Return the objects in a message of this call, which is closed."""
+        with message:
             try:
-                value = unpack(self.parcel, message.handles)
+                return unpack(parcel, message.handles)
             except RemoteProtocolError:
                 # Whoever breaks the rules once cannot be believed again.
                 if self.worker is not None:
@@ -156,11 +201,6 @@ class Call:
                 # Loading runs code of the objects; exiting this program is nothing that a result may do.
                 name, text, trace, _ = tell(exc)
                 raise RemoteError(name, text, trace) from None
-            if self.operation is Operation.RESULT:
-                return value
-            error = rebuild(value)
-        # From its cause, which rebuilding has set: the traceback it had over there.
-        raise error from error.__cause__
 
     def _drop_answer(self) -> None:
         if self.message is not None:

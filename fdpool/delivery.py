@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, Operation, decode, encode
+from fdpool.protocol.tasks import BEGINS, REPORT_BEGUN, TO_WORKER, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ class Delivery:
         taken = []
         for payload in seat.worker.take_back():
             operation, _, number, _ = decode(payload, TO_WORKER)
-            if operation in (Operation.RUN, Operation.RUN_ASYNC):
+            if operation in BEGINS:
                 call = seat.remove(number)
                 if call is not None:
                     self._unwrap(call)
@@ -123,5 +123,4 @@ class Delivery:
 
 def _payload(call: Call, wrapped: Wrapped) -> bytes:
     flags = REPORT_BEGUN if call.packed.given else 0
-    operation = Operation.RUN_ASYNC if call.is_async else Operation.RUN
-    return encode(operation, call.number, wrapped.body, flags)
+    return encode(call.request, call.number, wrapped.body, flags)

@@ -10,6 +10,7 @@ Who wants a worker for itself waits in the same line; its calls then have a line
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
@@ -21,7 +22,7 @@ from fdpool.delivery import Delivery
 from fdpool.errors import FdLimitError, PoolBroken, RemoteProtocolError, WorkerDied
 from fdpool.memory.handles import close_given
 from fdpool.process.vitals import own_memory
-from fdpool.protocol.tasks import TO_WORKER, Operation, decode, encode
+from fdpool.protocol.tasks import AT_NEXT_ITEM, BEGINS, FROM_WORKER, TO_WORKER, Operation, decode, encode
 from fdpool.seat import Seat
 from fdpool.statistics import CallCounts, WorkerStatistics
 
@@ -168,19 +169,25 @@ class Dispatcher:
             return
         worker = seat.worker
         with trio.CancelScope(shield=True):
+            # A stream that may not be interrupted is closed at its next item, however long that takes.
+            is_gentle = call.is_stream and call.options.on_cancel == "wait"
             try:
-                if call.options.on_cancel == "interrupt":
-                    if call.is_async:
-                        self._delivery.say(seat, encode(Operation.CANCEL, call.number))
-                    else:
-                        worker.interrupt(call.number)
-                    with trio.move_on_after(call.options.grace_period):
+                if is_gentle or call.options.on_cancel == "interrupt":
+                    self._ask_to_end(call, seat, AT_NEXT_ITEM if is_gentle else 0)
+                    with trio.move_on_after(math.inf if is_gentle else call.options.grace_period):
                         await call.wait_done()
             finally:
                 # Also when a second Ctrl-C ends the wait, which no shield keeps out.
                 if not call.is_done:
                     worker.kill()
                     await worker.exited.wait()
+
+    def _ask_to_end(self, call: Call, seat: Seat, flags: int) -> None:
+        if call.is_async or call.is_stream:
+            # A plain stream may be waiting for its consumer, where no signal is looked at.
+            self._delivery.say(seat, encode(Operation.CANCEL, call.number, flags=flags))
+        if not (call.is_async or flags):
+            seat.worker.interrupt(call.number)
 
     # Workers set aside.
 
@@ -223,8 +230,9 @@ class Dispatcher:
     def _serve(self, reservation: Reservation, seat: Seat) -> None:
         """Send what waits for a worker that was set aside, as far as it can begin it now."""
         while reservation.waiting and not seat.worker.is_condemned:
-            is_full = len(seat.hosted) >= ASYNC_CALLS_PER_WORKER if reservation.waiting[0].is_async else seat.calls
-            if is_full:
+            call = reservation.waiting[0]
+            is_full = len(seat.hosted) >= ASYNC_CALLS_PER_WORKER if call.is_async else seat.calls
+            if is_full or not seat.allows(call):
                 return
             self._post(reservation.waiting.popleft(), seat)
 
@@ -272,7 +280,7 @@ class Dispatcher:
             return False
         if call.is_async:
             return len(seat.hosted) < ASYNC_CALLS_PER_WORKER
-        return self._open_places == 1 and not seat.calls
+        return self._open_places == 1 and not seat.calls and seat.allows(call)
 
     @property
     def _open_places(self) -> int:
@@ -322,7 +330,7 @@ class Dispatcher:
             len(seat.calls) == 1
             and seat.since >= overdue_since
             and seat.is_open
-            and not (seat.calls[0].is_long or seat.hosted)
+            and not (seat.calls[0].is_long or seat.calls[0].is_exclusive or seat.hosted)
             and (self._tenure.max_tasks is None or seat.done + 1 < self._tenure.max_tasks)
         )
 
@@ -431,14 +439,19 @@ class Dispatcher:
             message.close()
             if not isinstance(exc, OSError):
                 raise
-            self._fail_answered(seat, call, exc)
+            self._lose(seat, call, operation, exc)
             return
         assert parcel is not None
+        if operation is Operation.ITEM:
+            call.take_item(message, parcel)
+            return
         self._answered(seat, call)
         if call.is_abandoned:
             self._cancelled(call, worker)
             call.finish(operation, message, parcel)
-        elif self._unavailable is not None and worker.page.cancelled_call == number:
+        elif self._unavailable is not None and (
+            worker.page.cancelled_call == number or (worker.is_interrupted and operation is Operation.ERROR)
+        ):
             # It was interrupted because the pool is closing, and not on its caller's behalf.
             message.close()
             self._fail(call, self._unavailable())
@@ -448,15 +461,19 @@ class Dispatcher:
         self._release(seat)
 
     def worker_lost_handles(self, worker: WorkerProcess, number: int, error: FdLimitError) -> None:
-        """Fail the call whose answer came without its handles."""
+        """Fail the call whose answer, or the item of a stream, that came without its handles."""
         seat = self._seats.get(worker)
         call = None if seat is None else seat.running(number)
         if seat is not None and call is not None:
-            self._memory.decline(worker, error.data)
-            self._fail_answered(seat, call, error)
+            operation, *_ = decode(error.data, FROM_WORKER)
+            self._memory.decline(worker, operation, error.data)
+            self._lose(seat, call, operation, error)
 
-    def _fail_answered(self, seat: Seat, call: Call, error: OSError) -> None:
-        """Fail a call whose answer there is no room for; its worker is free again."""
+    def _lose(self, seat: Seat, call: Call, operation: Operation, error: OSError) -> None:
+        """Fail what there is no room for here: an item of a stream; or an answer, whose worker is free again."""
+        if operation is Operation.ITEM:
+            call.lose_item(error)
+            return
         self._answered(seat, call)
         self._fail(call, error)
         self._release(seat)
@@ -527,7 +544,7 @@ class Dispatcher:
     def _unreceived(self, worker: WorkerProcess) -> frozenset[int]:
         """Return the numbers of the async calls that lie in a dead worker's queue."""
         messages = [decode(payload, TO_WORKER) for payload in worker.take_back()]
-        return frozenset(number for operation, _, number, _ in messages if operation is Operation.RUN_ASYNC)
+        return frozenset(number for operation, _, number, _ in messages if operation in BEGINS)
 
     def supervisor_gave_up(self, message: str, exits: list[str]) -> None:
         """Fail every call there is and every one to come."""
@@ -539,7 +556,8 @@ class Dispatcher:
         seat.remove(call.number)
         self._tidy(seat)
         if not call.is_async:
-            self._average_seconds += (now - seat.since - self._average_seconds) / 8
+            if not call.is_stream:
+                self._average_seconds += (now - seat.since - self._average_seconds) / 8
             seat.worker.answered_call = call.number
         seat.since = now
         seat.done += 1

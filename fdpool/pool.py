@@ -27,7 +27,9 @@ from fdpool.process.zygote import Zygote, encode_setup
 from fdpool.protocol.ladder import Ladder
 from fdpool.protocol.limits import Limits
 from fdpool.protocol.restart import Restart
+from fdpool.protocol.tasks import Operation
 from fdpool.statistics import PoolStatistics
+from fdpool.streaming import Items, open_stream
 from fdpool.supervisor import Supervisor
 from fdpool.warehouse import MemoryStatistics, Warehouse
 
@@ -74,6 +76,8 @@ class Pool:
         grace_period: float | None = None,
         retries: int | None = None,
         mapping: MappingMode | None = None,
+        stream_items: int | None = None,
+        stream_bytes: int | None = None,
     ) -> Pool:
         """Return the same pool, its calls treated otherwise; what is not given stays as it is.
 
@@ -82,13 +86,24 @@ class Pool:
               `finally` blocks run and the worker stays warm, and kills the worker after *grace_period*. `"kill"` kills
               it at once. `"wait"` lets the call finish: it cannot be cancelled, and returns its result.
           grace_period: Seconds an interrupted call has to end.
-          retries: How often a call is run again if its worker dies. Say so only of a call that may run twice.
+          retries: How often a call is run again if its worker dies. Say so only of a call that may run twice. Does not
+              count for streams.
           mapping: How big buffers arrive, there and back; see `open_pool`.
+          stream_items: How many items of a stream may wait for their consumer; 16 by default.
+          stream_bytes: From how many bytes on no further item of a stream is made; 64 MiB by default. One larger item
+              is always allowed.
 
         Raises:
           ValueError: an option has no such value.
         """
-        given = {"on_cancel": on_cancel, "grace_period": grace_period, "retries": retries, "mapping": mapping}
+        given = {
+            "on_cancel": on_cancel,
+            "grace_period": grace_period,
+            "retries": retries,
+            "mapping": mapping,
+            "stream_items": stream_items,
+            "stream_bytes": stream_bytes,
+        }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return self._with(replace(self._options, **changes), self._reservation)
 
@@ -154,15 +169,53 @@ class Pool:
 
         A call that it answers False for is not sent; cancel this, for nothing else will end it.
         """
-        if not callable(function):
-            raise TypeError(
-                f"a {type(function).__name__} cannot be called: the function comes first, then its arguments"
-            )
+        _check_callable(function)
         if not is_async and inspect.iscoroutinefunction(function):
             raise TypeError(f"{name_of(function)} is an async function: call it with run, not with run_sync")
         gathered = gather((function, args, kwargs), self._options.mapping)
         call = await self._perform_within_budget(name_of(function), gathered, begins, is_async)
         return call.outcome()
+
+    def stream(
+        self, function: Callable[..., Iterable[T] | AsyncIterable[T]], /, *args: Any, **kwargs: Any
+    ) -> AbstractAsyncContextManager[Items[T]]:
+        """Have a generator run in a worker, and iterate over what it yields.
+
+        For use as `async with pool.stream(f, x) as items: async for item in items: …`. The generator runs ahead of its
+        consumer as far as `options(stream_items=…, stream_bytes=…)` allow, and waits at a `yield` then. Leaving the
+        block ends it: where it runs it is interrupted, where it waits it is closed, and its `finally` blocks run.
+        What an item holds travels as in `run_sync`; `yield give(socket)` closes the worker's copy at once.
+
+        A plain generator has its worker to itself until the block is left: whoever calls the pool for each item needs a
+        second worker. An async generator runs in a worker's trio loop, beside the async functions of `run`.
+
+        Args:
+          function: A generator function, any other function that returns an iterable, or an async generator function.
+
+        Raises:
+          TypeError: *function* is a coroutine function, or cannot be called.
+          Exception: from entering the block, as from `run_sync`, where the arguments cannot be sent; from the
+              iteration, what the generator raised, after its items; from leaving the block, what it raised while it
+              was closed.
+          WorkerDied: from the iteration, the worker ended, after the items that it had sent. Retries do not apply: an
+              item may have been seen.
+
+        Cancellation: entering, iterating and leaving are checkpoints. The generator has ended before the block is left,
+            as `options(on_cancel=…)` say: with `"wait"` it is not interrupted, but closed where it yields next.
+        """
+        _check_callable(function)
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"{name_of(function)} is an async function that yields nothing: call it with run")
+        options = self._options
+        return open_stream(
+            self._dispatcher,
+            self._memory,
+            options,
+            self._reservation,
+            name_of(function),
+            (function, args, kwargs, options.stream_items, options.stream_bytes),
+            is_async=_is_async_generator(function),
+        )
 
     def map_sync(
         self,
@@ -332,7 +385,8 @@ class Pool:
         await trio.lowlevel.checkpoint_if_cancelled()
         call = Call(next(self._dispatcher.numbers), name, packed, self._options, self._reservation)
         call.begins = begins
-        call.is_async = is_async
+        if is_async:
+            call.is_async, call.request = True, Operation.RUN_ASYNC
         self._dispatcher.submit(call)
         try:
             if self._options.on_cancel == "wait":
@@ -383,6 +437,17 @@ class Worker:
           trio.ClosedResourceError: the block has ended, or the pool was closed.
         """
         return await self._pool.run(async_function, *args, **kwargs)
+
+    def stream(
+        self, function: Callable[..., Iterable[T] | AsyncIterable[T]], /, *args: Any, **kwargs: Any
+    ) -> AbstractAsyncContextManager[Items[T]]:
+        """Have a generator run in this worker; see `Pool.stream`. Beside a plain one it runs nothing else.
+
+        Raises:
+          WorkerDied: from the iteration, the worker ended, during the stream or before it.
+          trio.ClosedResourceError: from the iteration, the block has ended, or the pool was closed.
+        """
+        return self._pool.stream(function, *args, **kwargs)
 
 
 @asynccontextmanager
@@ -503,3 +568,13 @@ async def open_pool(
             finally:
                 memory.close()
                 events.close()
+
+
+def _check_callable(function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"a {type(function).__name__} cannot be called: the function comes first, then its arguments")
+
+
+def _is_async_generator(function: Any) -> bool:
+    """Whether calling *function* gives an async generator, as far as can be seen without calling it."""
+    return inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(type(function).__call__)

@@ -53,6 +53,10 @@ class Seat:
         """How much is lost or delayed if it leaves."""
         return len(self.calls) + len(self.hosted) + (0 if self.reservation is None else 1_000_000)
 
+    def allows(self, call: Call) -> bool:
+        """Whether *call* could be here beside what is, no matter how much there is."""
+        return self.is_free or not (call.is_exclusive or any(other.is_exclusive for other in self.calls))
+
     def running(self, number: int) -> Call | None:
         """Return the call of that number, if it is one that the worker can speak of."""
         if self.calls and self.calls[0].number == number:

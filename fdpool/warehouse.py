@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +16,10 @@ from fdpool.memory.received import stop_watching_pages, watch_pages
 from fdpool.protocol.tasks import HEADER_BYTES, TRIM, Operation, encode
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from fdpool.memory.parcel import Packed, Parcel
+    from fdpool.memory.pickling import Gathered
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
 
@@ -134,6 +137,29 @@ class Warehouse:
         stop_watching_pages()
         arena().let_go()
 
+    @asynccontextmanager
+    async def pack(self, gathered: Gathered) -> AsyncIterator[Packed]:
+        """Copy what has to be copied, once there is room for it in the budget, for as long as the block runs.
+
+        Raises:
+          ValueError: it is more than all of the budget.
+          OSError: as `Gathered.pack`.
+
+        Cancellation: nothing was copied.
+        """
+        nbytes = gathered.nbytes
+        if nbytes:
+            await self.budget.acquire(nbytes)
+        try:
+            packed = gathered.pack()
+            try:
+                yield packed
+            finally:
+                packed.close()
+        finally:
+            if nbytes:
+                self.budget.release(nbytes)
+
     def wrap(self, worker: WorkerProcess, packed: Packed) -> Wrapped:
         """Make the body of a call to *worker*."""
         self._unanswered[worker] = self._unanswered.get(worker, 0) + 1
@@ -154,30 +180,41 @@ class Warehouse:
         """
         body = memoryview(message.payload)[HEADER_BYTES:]
         exchange = self._exchange(worker)
-        is_answer = operation in (Operation.RESULT, Operation.ERROR)
-        if is_answer:
+        has_parcel = operation is not Operation.MEMORY
+        if has_parcel and operation is not Operation.ITEM:
             self._answered(worker, exchange)
         try:
             parcel = exchange.take_in(body, message.handles)
         except OSError as exc:
-            if is_answer:
+            if has_parcel:
                 raise
             raise RemoteProtocolError(
                 "a segment was announced where nothing refers to it, and cannot be mapped"
             ) from exc
-        if (parcel is not None) != is_answer:
-            raise RemoteProtocolError(f"a message {operation.name} {'without' if is_answer else 'with'} a parcel")
+        if (parcel is not None) != has_parcel:
+            raise RemoteProtocolError(f"a message {operation.name} {'without' if has_parcel else 'with'} a parcel")
         return parcel
 
-    def decline(self, worker: WorkerProcess, payload: bytes) -> None:
-        """Take in an answer that lost its handles.
+    def decline(self, worker: WorkerProcess, operation: Operation, payload: bytes) -> None:
+        """Take in an answer, or an item, that lost its handles.
 
         Raises:
           RemoteProtocolError: it is malformed.
         """
         exchange = self._exchange(worker)
-        self._answered(worker, exchange)
+        if operation is not Operation.ITEM:
+            self._answered(worker, exchange)
         exchange.decline(memoryview(payload)[HEADER_BYTES:])
+
+    def news_for(self, worker: WorkerProcess) -> Wrapped | None:
+        """Make a body of news alone, to ride on a message that is no call; None if the worker has exited."""
+        exchange = self._exchanges.get(worker)
+        return None if exchange is None else exchange.wrap()
+
+    def take_back_news(self, worker: WorkerProcess, wrapped: Wrapped) -> None:
+        """Undo `news_for`: the message could not be sent."""
+        if worker in self._exchanges:
+            self._exchanges[worker].take_back(wrapped)
 
     def worker_exited(self, worker: WorkerProcess) -> None:
         """End every lease of a dead worker."""

@@ -28,6 +28,8 @@ from tests.support.leaks import children, descriptor_count
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from fdpool.process.worker_process import WorkerProcess
+
 
 @pytest.fixture(autouse=True, params=["exec", "zygote"])
 def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -771,6 +773,37 @@ async def test_cancelling_an_async_call_cancels_its_scope_and_no_other(pool: Poo
             assert await pool.run(tasks.async_add, 1) == 2
             nursery.cancel_scope.cancel()
         assert second_cleaned_up.read() == 1
+
+
+async def test_closing_the_pool_cancels_the_async_calls_that_are_left() -> None:
+    with trio.fail_after(60), EventFd() as cleaned_up:
+        async with trio.open_nursery() as nursery, Doorbell() as bell:
+            async with open_pool(1, grace_period=0) as pool:
+
+                async def hang() -> None:
+                    with pytest.raises(trio.ClosedResourceError, match="the pool was closed"):
+                        await pool.run(tasks.async_ring_and_hang, bell._event, cleaned_up)
+
+                nursery.start_soon(hang)
+                await bell.wait()
+            assert cleaned_up.read() == 1
+
+
+async def test_async_calls_may_end_within_the_grace_of_a_pool_that_is_closed() -> None:
+    with trio.fail_after(60), EventFd() as first, EventFd() as second:
+        async with trio.open_nursery() as nursery:
+            async with open_pool(1, grace_period=30) as pool:
+                nursery.start_soon(pool.run, tasks.wait_and_pass_on, first, second)
+                await pool.run(tasks.async_add, 1)
+                (worker,) = pool._supervisor.workers
+                nursery.start_soon(ring_once_asked_to_stop, worker, first)
+        assert second.read() == 1
+
+
+async def ring_once_asked_to_stop(worker: WorkerProcess, event: EventFd) -> None:
+    while not worker._is_stopping:  # noqa: ASYNC110 - nobody rings when it is
+        await trio.sleep(0.001)
+    event.write()
 
 
 async def test_a_worker_that_dies_fails_the_async_calls_it_had_received(pool: Pool) -> None:

@@ -70,6 +70,11 @@ class Packed:
         """The flags of the parcel's header."""
         return 0 if self.tail else TAIL_IN_MEMORY
 
+    @property
+    def nbytes(self) -> int:
+        """How much it is, inline and in memory; the same number as that of the `Parcel` it becomes."""
+        return len(self.tail) + sum(part.length for part in self.parts)
+
     def close(self) -> None:
         """Let go of the memory; the leases that were given keep what they are for."""
         self.parts.clear()
@@ -101,6 +106,11 @@ class Parcel:
     def is_inline(self) -> bool:
         """Whether the tail came in the message itself."""
         return self._tail_at is None
+
+    @property
+    def nbytes(self) -> int:
+        """How much it is, inline and in memory, until it is closed."""
+        return (self._tail.nbytes if self.is_inline else 0) + sum(lease.length for lease in self.leases)
 
     def tail(self) -> memoryview:
         """Return the table of buffers and the pickle behind it.

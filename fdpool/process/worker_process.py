@@ -8,7 +8,7 @@ import signal
 import socket
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,12 +16,20 @@ from fdpool.errors import FdLimitError, RemoteProtocolError
 from fdpool.kernel import ExitStatus, PidFd
 from fdpool.protocol.ladder import Step
 from fdpool.protocol.page import PAGE_BYTES, ControlPage
-from fdpool.protocol.tasks import Operation, encode
+from fdpool.protocol.tasks import WHATEVER_RUNS, Operation, encode
 from fdpool.transport import DONTWAIT, Transport
 
 if TYPE_CHECKING:
     from fdpool.channel import Channel
     from fdpool.process.stderr import StderrPipe
+
+_UNSENT: Final = (
+    trio.WouldBlock,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.BusyResourceError,
+    OSError,
+)
 
 
 class WorkerProcess:
@@ -41,6 +49,7 @@ class WorkerProcess:
       is_condemned: Whether it was killed or retired, and so must get no more work.
       is_retired: Whether it ends because it has done its share, and not because something went wrong.
       was_killed_here: Whether SIGKILL was sent to it from here, for whatever reason.
+      is_interrupted: Whether whatever runs on it was told to end, for its own end's sake.
       answered_call: The number of the last call it answered; differs from `page.begun_call` while it runs one.
       complaint: What was wrong with it before it was killed, in words, if anything.
       sending: To be held while waiting in `channel.send`, which takes one task at a time.
@@ -70,6 +79,7 @@ class WorkerProcess:
         self.is_condemned = False
         self.is_retired = False
         self.was_killed_here = False
+        self.is_interrupted = False
         self.answered_call = 0
         self.complaint = ""
         self.exited = trio.Event()
@@ -108,7 +118,11 @@ class WorkerProcess:
         if step is Step.DRAIN:
             self.ask_to_stop()
         elif step is Step.INTERRUPT:
+            self.is_interrupted = True
             self.interrupt(self.page.begun_call)
+            # Neither async calls nor a stream that waits for its consumer look at signals.
+            with suppress(*_UNSENT):
+                self.channel.send_nowait(encode(Operation.CANCEL, WHATEVER_RUNS))
         elif step is Step.TERMINATE:
             self.send_signal(signal.SIGTERM)
             # A stopped process takes a signal only once it goes on.
@@ -150,7 +164,7 @@ class WorkerProcess:
         self._is_stopping = True
         try:
             self.channel.send_nowait(encode(Operation.STOP))
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, OSError):
+        except _UNSENT:
             self.kill()
 
     def close(self) -> None:

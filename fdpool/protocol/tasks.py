@@ -21,7 +21,13 @@ class Operation(enum.IntEnum):
     RUN_ASYNC = 4
     """To a worker: as `RUN`, of an async function, which runs beside others in the worker's trio loop."""
     CANCEL = 5
-    """To a worker: cancel the async call of that number."""
+    """To a worker: cancel the async call, or the stream, of that number."""
+    STREAM = 6
+    """To a worker: call number, then a packed (function, args, kwargs, items, bytes), the last two its window."""
+    MORE = 7
+    """To a worker: how many items of that stream have been taken by now, then news about memory."""
+    STREAM_ASYNC = 8
+    """To a worker: as `STREAM`, of an async generator function, which runs in the worker's trio loop."""
     READY = 16
     """From a worker: it waits for calls."""
     NOT_READY = 17
@@ -32,12 +38,20 @@ class Operation(enum.IntEnum):
     """From a worker: the call returned; a packed value."""
     ERROR = 20
     """From a worker: the call raised; a packed (type name, text, traceback, pickled exception)."""
+    ITEM = 21
+    """From a worker: the next item of a stream, packed; what ends the stream is a `RESULT` or an `ERROR`."""
     MEMORY = 40
     """Either way: news about memory, and nothing else."""
 
 
 REPORT_BEGUN: Final = 0x1
-"""Flag of `RUN`: say `BEGUN` once the call's handles have arrived."""
+"""Flag of whatever begins a call: say `BEGUN` once its handles have arrived."""
+
+WHATEVER_RUNS: Final = 0
+"""Number in a `CANCEL` that means every call there is."""
+
+AT_NEXT_ITEM: Final = 0x1
+"""Flag of `CANCEL`: close a stream where it yields next, and do not interrupt it before."""
 
 TRIM: Final = 0x1
 """Flag of `MEMORY`: give back what has been idle for a while."""
@@ -45,12 +59,24 @@ TRIM: Final = 0x1
 _HEADER: Final = struct.Struct("<BBQ")
 HEADER_BYTES: Final = _HEADER.size
 
+BEGINS: Final = frozenset({Operation.RUN, Operation.RUN_ASYNC, Operation.STREAM, Operation.STREAM_ASYNC})
+"""What begins a call."""
+
 FROM_WORKER: Final = frozenset(
-    {Operation.READY, Operation.NOT_READY, Operation.BEGUN, Operation.RESULT, Operation.ERROR, Operation.MEMORY}
+    {
+        Operation.READY,
+        Operation.NOT_READY,
+        Operation.BEGUN,
+        Operation.RESULT,
+        Operation.ERROR,
+        Operation.ITEM,
+        Operation.MEMORY,
+    }
 )
-TO_WORKER: Final = frozenset(
-    {Operation.SETTINGS, Operation.RUN, Operation.RUN_ASYNC, Operation.CANCEL, Operation.STOP, Operation.MEMORY}
-)
+DURING_STREAM: Final = frozenset({Operation.MORE, Operation.CANCEL, Operation.MEMORY, Operation.STOP})
+"""What a worker may be told while it runs the stream of a plain function."""
+
+TO_WORKER: Final = DURING_STREAM | BEGINS | {Operation.SETTINGS}
 
 
 def encode(operation: Operation, call: int = 0, body: bytes = b"", flags: int = 0) -> bytes:

@@ -9,7 +9,8 @@ import trio
 
 from fdpool.errors import TaskCancelled
 from fdpool.memory.pickling import unpack
-from fdpool.protocol.tasks import TO_WORKER, Operation, decode
+from fdpool.protocol.tasks import AT_NEXT_ITEM, TO_WORKER, WHATEVER_RUNS, Operation, decode
+from fdpool.worker.async_stream import AsyncStream
 from fdpool.worker.channel import SupervisorGone
 from fdpool.worker.forks import end_astray, is_forked, leave_if_forked
 from fdpool.worker.loop import drop_quietly, pack_error, pack_result
@@ -53,6 +54,7 @@ class _Loop:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._streams: dict[int, AsyncStream] = {}
         self._nursery: trio.Nursery
         self._patience = trio.CancelScope()
         self.is_orphaned = False
@@ -83,15 +85,22 @@ class _Loop:
     def _take(self, message: Message) -> None:
         """Do what a message asks for."""
         operation, flags, call, body = decode(message.payload, TO_WORKER)
-        if operation is Operation.RUN_ASYNC:
+        if operation in (Operation.RUN_ASYNC, Operation.STREAM_ASYNC):
             self._server.report_begun(call, flags)
             parcel = self._server.parcel_of(call, body, message)
             if parcel is not None:
                 self._scopes[call] = trio.CancelScope()
+                if operation is Operation.STREAM_ASYNC:
+                    self._streams[call] = AsyncStream(self._server, call, self._scopes[call])
                 self._nursery.start_soon(self._run, call, parcel, message)
         elif operation is Operation.CANCEL:
-            if call in self._scopes:
-                self._scopes[call].cancel()
+            for number in [number for number in self._scopes if call in (number, WHATEVER_RUNS)]:
+                self._cancel(number, at_next_item=bool(flags & AT_NEXT_ITEM))
+        elif operation is Operation.MORE:
+            taken = self._server.hear_of_more(body, message)
+            # What is said of a stream that has ended may come late.
+            if call in self._streams:
+                self._streams[call].taken(taken)
         elif operation is Operation.MEMORY:
             self._server.hear_of_memory(flags, body, message)
         elif operation is Operation.RUN:
@@ -100,10 +109,16 @@ class _Loop:
         else:
             self.is_stopped = True
 
+    def _cancel(self, call: int, *, at_next_item: bool) -> None:
+        if call in self._streams:
+            self._streams[call].cancel(at_next_item=at_next_item)
+        else:
+            self._scopes[call].cancel()
+
     async def _run(self, call: int, parcel: Parcel, message: Message) -> None:
         """Run one call and send what came of it."""
         remains: list[object] = []
-        had_handles = bool(message.handles)
+        had_handles = bool(message.handles) or call in self._streams
         operation, packed = await self._outcome(call, parcel, message, remains)
         handles = packed.handles
         self._server.send(operation, call, packed)
@@ -115,14 +130,18 @@ class _Loop:
     async def _outcome(
         self, call: int, parcel: Parcel, message: Message, remains: list[object]
     ) -> tuple[Operation, Packed]:
+        stream = self._streams.get(call)
         try:
             with self._scopes[call]:
-                function, args, kwargs = unpack(parcel, message.handles)
-                remains.append((args, kwargs))
-                value: Any = await _awaitable(function, args, kwargs)
-                leave_if_forked()
-                remains.append(value)
-                return pack_result(function, value, parcel.mode)
+                if stream is None:
+                    function, args, kwargs = unpack(parcel, message.handles)
+                    remains.append((args, kwargs))
+                    value: Any = await _awaitable(function, args, kwargs)
+                    leave_if_forked()
+                    remains.append(value)
+                    return pack_result(function, value, parcel.mode)
+                if await stream.run(parcel, message, remains):
+                    return pack_result(None, None, parcel.mode)
             return Operation.ERROR, pack_error(TaskCancelled())
         except trio.Cancelled:
             # This whole loop is being cancelled, and nobody waits for the answer.
@@ -133,6 +152,7 @@ class _Loop:
             return Operation.ERROR, pack_error(exc)
         finally:
             del self._scopes[call]
+            self._streams.pop(call, None)
 
 
 def _awaitable(function: Any, args: Any, kwargs: Any) -> Any:

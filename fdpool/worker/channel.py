@@ -33,6 +33,8 @@ class BlockingChannel:
         self.supervisor = supervisor
         self._poll = select.poll()
         self._poll.register(supervisor, select.POLLIN)
+        self._glance = select.poll()
+        self._glance.register(sock, select.POLLIN)
 
     def receive(self) -> Message:
         """Wait for the next message.
@@ -57,6 +59,11 @@ class BlockingChannel:
             return self._transport.receive_next(DONTWAIT)
         except BlockingIOError:
             return None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether `receive_nowait` may find something, for a fraction of what it costs to find nothing."""
+        return bool(self._glance.poll(0))
 
     def fileno(self) -> int:
         """Return the socket's descriptor number."""

@@ -22,6 +22,7 @@ from fdpool.memory.pickling import pack, unpack, unpack_in_band
 from fdpool.memory.received import watch_pages
 from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, TRIM, Operation, decode, encode
+from fdpool.protocol.window import decode_taken
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
 from fdpool.worker.forks import leave_if_forked, part_with_forks
 from fdpool.worker.interrupt import Interruptible
@@ -87,8 +88,8 @@ class Server:
     def __init__(self, channel: BlockingChannel, page: ControlPage, calls: Interruptible) -> None:
         self.channel = channel
         self.exchange = Exchange()
-        self._page = page
-        self._calls = calls
+        self.page = page
+        self.calls = calls
         arena().retain()
         watch_pages()
 
@@ -99,7 +100,7 @@ class Server:
             if message is None:
                 continue
             operation, flags, call, body = decode(message.payload, TO_WORKER)
-            if operation is Operation.RUN_ASYNC:
+            if operation in (Operation.RUN_ASYNC, Operation.STREAM_ASYNC):
                 from fdpool.worker.async_server import serve_async
 
                 if serve_async(self, message):
@@ -109,18 +110,25 @@ class Server:
                 return
             if operation is Operation.RUN:
                 self.run(call, flags, body, message)
+            elif operation is Operation.STREAM:
+                from fdpool.worker.streaming import run_stream
+
+                if run_stream(self, call, flags, body, message):
+                    return
             elif operation is Operation.MEMORY:
                 self.hear_of_memory(flags, body, message)
+            elif operation is Operation.MORE:
+                self.hear_of_more(body, message)
             self.send_news()
 
     @contextmanager
     def within_loop(self) -> Iterator[None]:
         """Say that the calls of the block are made from within a trio loop that is not theirs."""
-        self._calls.has_loop = True
+        self.calls.has_loop = True
         try:
             yield
         finally:
-            self._calls.has_loop = False
+            self.calls.has_loop = False
 
     def next_message(self, receive: Callable[[], Message | None]) -> Message | None:
         """Return what *receive* returns; answer for a call whose handles did not arrive, and return None."""
@@ -129,14 +137,14 @@ class Server:
         except FdLimitError as exc:
             # The call's handles are lost, but not the call: its payload says whose it was.
             _, _, call, body = decode(exc.data, TO_WORKER)
-            self._page.begun_call = call
+            self.page.begun_call = call
             self.exchange.decline(body)
             self.send(Operation.ERROR, call, pack_error(exc))
             return None
 
     def run(self, call: int, flags: int, body: memoryview, message: Message) -> None:
         """Run one call and send what came of it."""
-        self._page.begun_call = call
+        self.page.begun_call = call
         self.report_begun(call, flags)
         parcel = self.parcel_of(call, body, message)
         if parcel is None:
@@ -169,6 +177,12 @@ class Server:
         if flags & TRIM:
             arena().trim(IDLE_SECONDS)
 
+    def hear_of_more(self, body: memoryview, message: Message) -> int:
+        """Take in the news that come with how many items of a stream were taken; return how many that is."""
+        taken, news = decode_taken(body)
+        self.hear_of_memory(0, news, message)
+        return taken
+
     def send_news(self) -> None:
         """Say what memory was let go of, if no answer has said so."""
         if self.exchange.has_news:
@@ -182,24 +196,30 @@ class Server:
     def send(self, operation: Operation, call: int, packed: Packed) -> None:
         """Send an answer; one with a handle that cannot travel becomes an error. *packed* is closed."""
         with closing(packed):
-            wrapped = self.exchange.wrap(packed)
-            payload = encode(operation, call, wrapped.body)
-            if not wrapped.handles and self.channel.send_bare(payload):
-                return
-            try:
-                outgoing = self.channel.outgoing(payload, wrapped.handles)
-            except (OSError, TypeError, ValueError) as exc:
-                self.exchange.take_back(wrapped)
-                exc.add_note("raised by a handle in the result: it was closed, or there are too many")
-                self.send(Operation.ERROR, call, pack_error(exc))
-            else:
-                self.channel.send(outgoing)
+            error = self.try_send(operation, call, packed)
+            if error is not None:
+                self.send(Operation.ERROR, call, pack_error(error))
+
+    def try_send(self, operation: Operation, call: int, packed: Packed) -> Exception | None:
+        """Send a message about a call; or return why one of its handles cannot travel, nothing having been sent."""
+        wrapped = self.exchange.wrap(packed)
+        payload = encode(operation, call, wrapped.body)
+        if not wrapped.handles and self.channel.send_bare(payload):
+            return None
+        try:
+            outgoing = self.channel.outgoing(payload, wrapped.handles)
+        except (OSError, TypeError, ValueError) as exc:
+            self.exchange.take_back(wrapped)
+            exc.add_note("raised by a handle in the result: it was closed, or there are too many")
+            return exc
+        self.channel.send(outgoing)
+        return None
 
     def _run(self, call: int, parcel: Parcel, message: Message, remains: list[object]) -> tuple[Operation, Packed]:
         try:
             function, args, kwargs = unpack(parcel, message.handles)
             remains.append((args, kwargs))
-            value = self._calls.call(call, function, args, kwargs)
+            value = self.calls.call(call, function, args, kwargs)
             remains.append(value)
         except BaseException as exc:
             leave_if_forked(exc)
@@ -214,7 +234,7 @@ def pack_result(function: Any, value: object, mode: MappingMode) -> tuple[Operat
     try:
         return Operation.RESULT, pack(value, mode)
     except BaseException as exc:
-        exc.add_note(f"raised while packing the result of {_name_of(function)}, a {type(value).__name__}")
+        exc.add_note(f"raised while packing the result of {name_of(function)}, a {type(value).__name__}")
         return Operation.ERROR, pack_error(exc)
 
 
@@ -258,5 +278,6 @@ def apply_settings(settings: dict[str, Any]) -> None:
     set_main_loader(partial(load_main, settings["main_module"], settings["main_path"]))
 
 
-def _name_of(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """Return how a function is called in messages to people."""
     return getattr(function, "__qualname__", None) or repr(function)

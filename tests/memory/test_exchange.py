@@ -7,7 +7,7 @@ import gc
 import os
 import resource
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from fdpool.memory.parcel import TAIL_IN_MEMORY, Packed, Part
 from fdpool.memory.pickling import pack, unpack
 from fdpool.memory.received import stop_watching_pages, watch_pages
 from fdpool.protocol.memory import BACK, FORWARD, Extent, News, decode_news
+from tests.support.delivery import deliver
 from tests.support.forgery import parcel_of
 from tests.support.leaks import descriptor_count
 
@@ -311,3 +312,23 @@ def test_allocated_memory_keeps_its_bounds_when_it_comes_back() -> None:
     memory[120_000] = 7  # still seen: no page of it was written over there or here
     assert back[0] == 7
     assert len(back) == 40_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: None,
+        lambda: b"short",
+        lambda: [DATA, bytearray(DATA), "text"],
+        lambda: "x" * 300_000,
+        lambda: [fdpool.allocate(70_000), DATA],
+    ],
+    ids=["nothing", "inline", "several", "a long pickle", "by reference"],
+)
+def test_a_parcel_is_as_large_here_as_it_was_there(make: Callable[[], object]) -> None:
+    """Both ends of a stream count the same bytes, or one of them might wait for ever."""
+    packed = pack(make())
+    nbytes = packed.nbytes
+    arrived = deliver(packed)
+    assert arrived.parcel.nbytes == nbytes > 0
+    arrived.open()

@@ -140,6 +140,12 @@ def load_second_time() -> str:
 
 def forge(body: bytes, wanted: str) -> None:
     """Answer the running call past the worker's loop, with a body of its own making, and wait for what follows."""
+    speak(body, wanted)
+    signal.pause()
+
+
+def speak(body: bytes, wanted: str) -> None:
+    """Say something of the running call past the worker's loop."""
     from fdpool.protocol.tasks import Operation, encode
     from tests.support.tasks import is_datagram_socket
 
@@ -148,7 +154,6 @@ def forge(body: bytes, wanted: str) -> None:
     assert channel._fd == number
     call = next(value for value in gc.get_objects() if type(value).__name__ == "ControlPage").begun_call
     channel.send_bytes(encode(Operation[wanted], call, body))
-    signal.pause()
 
 
 def limit_file_size(limit: int) -> None:
