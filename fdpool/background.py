@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 @asynccontextmanager
-async def open_background() -> AsyncIterator[trio.Nursery]:
-    """Open a nursery whose tasks are cancelled at the end of the block.
+async def open_background(end: Callable[[], object] | None = None) -> AsyncIterator[trio.Nursery]:
+    """Open a nursery whose tasks are ended at the end of the block, and waited for: by *end*, or by being cancelled.
 
     An exception of the block leaves it as it is, not in a group: whoever writes the block started no task.
     A task that crashes cancels the block, and leaves it in an exception group.
@@ -26,7 +26,7 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
                 yield nursery
             except BaseException as exc:
                 failure = exc
-            nursery.cancel_scope.cancel()
+            (nursery.cancel_scope.cancel if end is None else end)()
     except BaseException as exc:
         crash = exc
     if failure is None:

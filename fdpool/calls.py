@@ -127,6 +127,11 @@ class Call:
         """Whether nothing else can be on its worker as long as it is: it hears what is said to that process."""
         return self.is_stream and not self.is_async
 
+    @property
+    def answer_bytes(self) -> int:
+        """How big the answer is, until it is taken."""
+        return 0 if self.parcel is None else self.parcel.nbytes
+
     def may_begin(self) -> bool:
         """Ask, just before it is sent for the first time, whether it still should be."""
         begins, self.begins = self.begins, None

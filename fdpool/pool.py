@@ -6,17 +6,19 @@ import inspect
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import trio
 
 from fdpool.background import open_background
 from fdpool.calls import Call, CallOptions, name_of
-from fdpool.dispatch import Dispatcher, Tenure
+from fdpool.dispatch import ASYNC_CALLS_PER_WORKER, Dispatcher, Tenure
 from fdpool.events import Broadcast, PoolEvents
 from fdpool.life import Terms
-from fdpool.mapping import MapOptions, Results, open_results
+from fdpool.mapping import BUFFER_BYTES, MapOptions, Results, open_results
 from fdpool.memory import functions
+from fdpool.memory.chunks import run_async_chunk, run_chunk
 from fdpool.memory.pickling import gather, pack_in_band, share
 from fdpool.process.cpus import default_workers
 from fdpool.process.launch import ExecLauncher
@@ -224,13 +226,15 @@ class Pool:
         ordered: bool = True,
         chunksize: int | None = None,
         buffer: int | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
         return_exceptions: bool = False,
-        progress: bool | str | Callable[[int, int | None], None] | None = None,
+        progress: bool | str | Callable[[int, int | None], object] | None = None,
     ) -> AbstractAsyncContextManager[Results[T]]:
         """Call *function* with the items of *iterables*, as `map` does, several at a time; iterate over the results.
 
         For use as `async with pool.map_sync(f, items) as results: async for result in results: …`. Items are drawn
-        only as workers and the consumer keep up, so an endless iterable is fine. Leaving the block cancels the rest.
+        only as workers and the consumer keep up, so an endless iterable is fine. Leaving the block cancels the rest,
+        drops the results that were not fetched, and closes those of *iterables* that are generators.
 
         Args:
           iterables: One for each parameter of *function*, synchronous or not; the shortest ends it.
@@ -239,18 +243,58 @@ class Pool:
               always 1 if an iterable is asynchronous. A worker that dies takes the items of its call with it.
           buffer: How many items may be under way or waiting to be fetched at once; by default twice as many as
               the workers take at a time.
+          buffer_bytes: From how many bytes of results on, waiting to be fetched, no further item is drawn; 256 MiB by
+              default. Items under way are reckoned with as large as those before; but each worker always has one.
           return_exceptions: Whether what an item raised is yielded, instead of raised from the iteration.
           progress: True or a title for a progress bar (needs the extra `demo`), or a callable that is called with how
               many items are done and how many there are in all, or None where that is not known.
 
         Raises:
-          ValueError: *chunksize* or *buffer* is less than 1.
-          Exception: from the iteration, what an item raised, where its result would have been. It can go on.
+          TypeError: *function* is an async function: for `map`.
+          ValueError: *chunksize*, *buffer* or *buffer_bytes* is less than 1.
+          Exception: from the iteration, what an item raised, where its result would have been: it can go on. Or what an
+              iterable or *progress* raised: it is over then. From leaving the block, what closing a generator raised.
         """
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"{name_of(function)} is an async function: call it with map, not with map_sync")
+        workers = self._supervisor.size
+        options = MapOptions(workers, workers, ordered, chunksize, buffer, buffer_bytes, return_exceptions, progress)
+        return self._open_results(options, function, iterables, is_async=False)
+
+    def map(
+        self,
+        async_function: Callable[..., Awaitable[T]],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        ordered: bool = True,
+        chunksize: int = 1,
+        buffer: int | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+        return_exceptions: bool = False,
+        progress: bool | str | Callable[[int, int | None], object] | None = None,
+    ) -> AbstractAsyncContextManager[Results[T]]:
+        """Call and await *async_function* with the items of *iterables*, many at a time; iterate over the results.
+
+        They run side by side in the trio loops of the workers, as by `run`. Everything else is as for `map_sync`.
+
+        Args:
+          chunksize: How many items make one call, and run side by side in one worker. More than 1 saves messages.
+          buffer: As for `map_sync`; by default twice as many as the workers take at a time, which is 100 calls each.
+        """
+        workers = self._supervisor.size
+        # While there are two workers, one is left to plain functions.
+        at_once = ASYNC_CALLS_PER_WORKER * max(workers - 1, 1)
+        options = MapOptions(workers, at_once, ordered, chunksize, buffer, buffer_bytes, return_exceptions, progress)
+        return self._open_results(options, async_function, iterables, is_async=True)
+
+    def _open_results(
+        self, options: MapOptions, function: Callable[..., Any], iterables: tuple[Any, ...], *, is_async: bool
+    ) -> AbstractAsyncContextManager[Results[Any]]:
+        _check_callable(function)
         if not iterables:
-            raise TypeError("map_sync needs at least one iterable to draw arguments from")
-        options = MapOptions(self._supervisor.size, ordered, chunksize, buffer, return_exceptions, progress)
-        return open_results(options, self.run_sync, function, iterables)
+            raise TypeError(f"{'map' if is_async else 'map_sync'} needs at least one iterable to draw arguments from")
+        chunk = run_async_chunk if is_async else run_chunk
+        call = partial(self._call_chunk, name_of(function), is_async, chunk, function)
+        return open_results(options, call, iterables)
 
     async def share(self, value: T) -> Shared[T]:
         """Pickle *value* once, for any number of calls: pass the returned object to them, at any depth.
@@ -361,6 +405,13 @@ class Pool:
             for worker in self._supervisor.workers:
                 nursery.start_soon(dump, worker)
         return stacks
+
+    async def _call_chunk(self, name: str, is_async: bool, function: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+        """Make a call of several items, under the name of what they are for; return what came of it, and how big."""
+        gathered = gather((function, args, {}), self._options.mapping)
+        call = await self._perform_within_budget(name, gathered, None, is_async)
+        nbytes = call.answer_bytes
+        return call.outcome(), nbytes
 
     async def _perform_within_budget(
         self, name: str, gathered: Gathered, begins: Callable[[], bool] | None, is_async: bool

@@ -169,3 +169,11 @@ def make_huge(length: int) -> Any:
     memory = fdpool.allocate(length)
     memory[-1] = 9
     return memory
+
+
+def megabyte(seed: int) -> bytes:
+    return bytes([seed % 256]) * 1_000_000
+
+
+async def async_megabyte(seed: int) -> bytes:
+    return megabyte(seed)

@@ -456,3 +456,13 @@ def use_memory() -> None:
 def write_a_file() -> None:
     with MemFd.from_bytes(bytes(2 << 20)) as memfd:
         raise AssertionError(f"{memfd.size} bytes were written")
+
+
+def exit_if_odd(number: int) -> int:
+    if number % 2:
+        sys.exit(3)
+    return number
+
+
+async def async_exit_if_odd(number: int) -> int:
+    return exit_if_odd(number)
