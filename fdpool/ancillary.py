@@ -13,7 +13,7 @@ import trio
 from fdpool.kernel.constants import MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SOCK_STREAM
 from fdpool.kernel.control_table import decode_control
 from fdpool.kernel.message import CONTROL_BYTES, wire_items
-from fdpool.kernel.received import Received
+from fdpool.kernel.received import Received, received_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -100,7 +100,7 @@ async def recvmsg(
     if sock.type != SOCK_STREAM:
         flags |= MSG_TRUNC
     raw = await sock.recvmsg_into(buffers, control_bytes, flags | MSG_CMSG_CLOEXEC)
-    received = Received((raw,), buffers, decode_control)
+    received = received_from((raw,), buffers, decode_control)
     if raw[2] & MSG_CTRUNC:
         received.raise_truncation(control_bytes)
     return received

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from fdpool.kernel import constants as k
+from fdpool.kernel.constants import SCM_MAX_FD, SCM_RIGHTS, SOL_SOCKET
 from fdpool.kernel.control import ControlItem, ControlMessage, StructMessage, pack, unpack
 from fdpool.kernel.descriptor import HasFileno, OwnedFd, fd_number
 from fdpool.kernel.pidfd import PidFd
@@ -21,6 +22,7 @@ INT_BYTES: Final = struct.calcsize("i")
 _INT: Final = struct.Struct("i")
 # In every negated errno, and in no descriptor below 65535: to look for it is much faster than to look at each number.
 MAYBE_ERRNO: Final = b"\xff\xff"
+_pack_int: Final = _INT.pack
 _unpack_int: Final = _INT.unpack
 _new: Final = OwnedFd.__new__
 _ONLY_UNIX: Final = frozenset({k.AF_UNIX})
@@ -51,13 +53,15 @@ class ScmRights(ControlMessage):
 
         Raises:
           TypeError: one is not a handle.
-          ValueError: one is closed.
+          ValueError: one is closed; there are more than 253.
         """
         fds = self.fds
         try:
             if len(fds) == 1:
                 number = fds[0].fileno()  # type: ignore[union-attr]
-                return _INT.pack(number) if number >= 0 else self._encode_checked()
+                return _pack_int(number) if number >= 0 else self._encode_checked()
+            if len(fds) > SCM_MAX_FD:
+                raise too_many(len(fds))
             data = _ints(len(fds)).pack(*[handle.fileno() for handle in fds])  # type: ignore[union-attr]
         except (AttributeError, struct.error):
             return self._encode_checked()
@@ -202,6 +206,11 @@ class ScmInq(StructMessage):
     remaining: int
 
 
+def too_many(count: int) -> ValueError:
+    """Return the error for *count* descriptors, when they are more than a message can carry."""
+    return ValueError(f"{count} descriptors in one message: the kernel takes at most {SCM_MAX_FD}")
+
+
 def own_pidfd(data: bytes, owners: list[OwnedFd]) -> PidFd:
     """Own the descriptor in the payload of an SCM_PIDFD, appending the owner to *owners*; an errno is born closed.
 
@@ -214,12 +223,17 @@ def own_pidfd(data: bytes, owners: list[OwnedFd]) -> PidFd:
     return fd
 
 
-def descriptors_in(control: Sequence[ControlItem]) -> list[int]:
+def descriptors_in(control: Sequence[ControlItem]) -> Sequence[int]:
     """Return the numbers of all descriptors in control data, in order."""
+    if len(control) == 1:
+        ((level, kind, data),) = control
+        if kind == SCM_RIGHTS and level == SOL_SOCKET and not (0xFF in data and MAYBE_ERRNO in data):
+            # Mostly, and mostly it is one descriptor.
+            return _unpack_int(data) if len(data) == INT_BYTES else rights_numbers(data)
     found: list[int] = []
     for level, kind, data in control:
-        if level == k.SOL_SOCKET and (kind == k.SCM_RIGHTS or is_pidfd(level, kind, data)):
-            found += _unpack_int(data) if len(data) == INT_BYTES else rights_numbers(data)
+        if level == SOL_SOCKET and (kind == SCM_RIGHTS or is_pidfd(level, kind, data)):
+            found += rights_numbers(data)
             if 0xFF in data and MAYBE_ERRNO in data:
                 found = [number for number in found if number >= 0]
     return found

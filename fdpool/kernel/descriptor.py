@@ -125,15 +125,15 @@ class OwnedFd:
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         try:
-            is_open = self._fd >= 0
+            if self._fd < 0:
+                return
         except AttributeError:
             # Never initialised: there was no descriptor to own.
             return
-        if is_open:
-            try:
-                _warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            finally:
-                self.close()
+        try:
+            _warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._fd < 0 else f'fd={self._fd}'}>"
@@ -180,9 +180,6 @@ def fd_number(handle: HasFileno | int) -> int:
 
 def close_all(fds: Sequence[OwnedFd]) -> None:
     """Close all of *fds*, those closed already left alone."""
-    if len(fds) == 1:
-        fds[0].close()
-        return
     # The iterator knows which are left, so that after an interrupt each is still closed, and closed once.
     closing = closings([number for fd in fds if (number := fd._fd) >= 0])
     try:
@@ -194,11 +191,9 @@ def close_all(fds: Sequence[OwnedFd]) -> None:
         raise
 
 
-def closings(numbers: list[int]) -> Iterator[object]:
+def closings(numbers: Sequence[int]) -> Iterator[object]:
     """Return an iterator that closes *numbers*, all different, as it is exhausted. Whoever holds it owns them."""
-    if len(numbers) < 2:
-        return map(os.close, numbers)
-    return starmap(os.closerange, _runs(sorted(numbers)))
+    return map(os.close, numbers) if len(numbers) < 2 else starmap(os.closerange, _runs(sorted(numbers)))
 
 
 def _forget(fds: Sequence[OwnedFd]) -> None:

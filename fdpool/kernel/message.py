@@ -7,22 +7,34 @@ from functools import cache
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final
 
-from fdpool.kernel import constants as k
+from fdpool.kernel.constants import (
+    AF_UNIX,
+    MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
+    MSG_NOSIGNAL,
+    MSG_TRUNC,
+    SCM_MAX_FD,
+    SCM_RIGHTS,
+    SOCK_STREAM,
+    SOL_SOCKET,
+)
 from fdpool.kernel.control import ControlItem, ControlMessage, used_space
 from fdpool.kernel.control_buffer import ControlBuffer
-from fdpool.kernel.control_unix import INT_BYTES, ScmRights
-from fdpool.kernel.received import Decoder, Received, buffer_nbytes
+from fdpool.kernel.control_unix import INT_BYTES, ScmRights, too_many
+from fdpool.kernel.received import Decoder, Received, buffer_nbytes, received_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
 
-MAX_FDS_PER_MESSAGE: Final = k.SCM_MAX_FD  # unix(7): per message, over all its SCM_RIGHTS together
+MAX_FDS_PER_MESSAGE: Final = SCM_MAX_FD  # unix(7): per message, over all its SCM_RIGHTS together
 
 # Room for every control message the kernel can add beside 253 descriptors: timestamps, credentials, a security
 # label, a pidfd, addresses, an error. Then MSG_CTRUNC has one meaning left: this process is out of descriptors.
 CONTROL_BYTES: Final = socket.CMSG_SPACE(MAX_FDS_PER_MESSAGE * INT_BYTES) + 512
+
+_CLOEXEC_AND_LENGTH: Final = MSG_CMSG_CLOEXEC | MSG_TRUNC
 
 # The plain numbers behind `socket.family` and `socket.type`, which cost a microsecond each to become enum members.
 _family: Final = vars(socket.SocketType)["family"].__get__
@@ -55,20 +67,20 @@ def sendmsg(
       OSError: whatever else sendmsg(2) reports: a descriptor is not open (EBADF), credentials are not ours
           (EPERM), too many descriptors are in flight (ETOOMANYREFS). Nothing was sent.
     """
-    items: Sequence[ControlItem] = ()
     if (
-        isinstance(control, list)
+        type(control) is list
         and len(control) == 1
-        and type(control[0]) is ScmRights
-        and len(control[0].fds) <= MAX_FDS_PER_MESSAGE
-        and _family(sock) == k.AF_UNIX
-        and _type(sock) != k.SOCK_STREAM
+        and type(rights := control[0]) is ScmRights
+        and _family(sock) == AF_UNIX
     ):
-        # Mostly, and then there is nothing left to refuse but the handles themselves.
-        items = ((k.SOL_SOCKET, k.SCM_RIGHTS, control[0].encode()),)
-    elif control:
-        items = wire_items(control, buffers, _family(sock), _type(sock))
-    return sock.sendmsg(buffers, items, flags | k.MSG_NOSIGNAL, address)
+        # Mostly, and then there is little left to refuse.
+        sent = sock.sendmsg(buffers, ((SOL_SOCKET, SCM_RIGHTS, rights.encode()),), flags | MSG_NOSIGNAL, address)
+        if not sent:
+            # On a stream nothing at all was sent, and there is an error that says why.
+            wire_items(control, buffers, AF_UNIX, _type(sock))
+        return sent
+    items = wire_items(control, buffers, _family(sock), _type(sock)) if control else ()
+    return sock.sendmsg(buffers, items, flags | MSG_NOSIGNAL, address)
 
 
 def recvmsg(
@@ -102,12 +114,11 @@ def recvmsg(
     if control is not None:
         control.clear()
         control_bytes = control.capacity
-    if _type(sock) != k.SOCK_STREAM:
-        # Asks for a datagram's full length. On a TCP stream it would mean: throw the bytes away.
-        flags |= k.MSG_TRUNC
-    call = (buffers, control_bytes, flags | k.MSG_CMSG_CLOEXEC)
-    received = Received(starmap(sock.recvmsg_into, (call,)), buffers, typed_decoder())
-    is_cut = received.raw[0][2] & k.MSG_CTRUNC
+    # MSG_TRUNC asks for a datagram's full length. On a TCP stream it would mean: throw the bytes away.
+    flags |= MSG_CMSG_CLOEXEC if _type(sock) == SOCK_STREAM else _CLOEXEC_AND_LENGTH
+    answer = starmap(sock.recvmsg_into, ((buffers, control_bytes, flags),))
+    received = received_from(answer, buffers, typed_decoder())
+    is_cut = received.raw[0][2] & MSG_CTRUNC
     if control is not None:
         used = min(used_space(received.raw[0][1]), control_bytes)
         control.fill(received.control, received.take_owners(), used, truncated=bool(is_cut))
@@ -151,8 +162,8 @@ def wire_items(
         if isinstance(message, ScmRights):
             fd_count += len(item[2]) // INT_BYTES
     if fd_count > MAX_FDS_PER_MESSAGE:
-        raise ValueError(f"{fd_count} descriptors in one message: the kernel takes at most {MAX_FDS_PER_MESSAGE}")
-    if fd_count and kind == k.SOCK_STREAM and not any(map(buffer_nbytes, buffers)):
+        raise too_many(fd_count)
+    if fd_count and kind == SOCK_STREAM and not any(map(buffer_nbytes, buffers)):
         raise ValueError("on a stream, descriptors travel with a byte: the payload is empty")
     return items
 

@@ -11,7 +11,7 @@ from fdpool.kernel.constants import MSG_CMSG_CLOEXEC, MSG_CTRUNC
 from fdpool.kernel.control_unix import ScmRights
 from fdpool.kernel.descriptor import close_all
 from fdpool.kernel.message import CONTROL_BYTES, MAX_FDS_PER_MESSAGE, sendmsg
-from fdpool.kernel.received import Received, gather
+from fdpool.kernel.received import Received, gather, received_from
 
 if TYPE_CHECKING:
     import socket
@@ -80,7 +80,7 @@ def recv_with_fds(
     if not 0 <= max_fds <= MAX_FDS_PER_MESSAGE:
         raise ValueError(f"max_fds is {max_fds}, not 0 to {MAX_FDS_PER_MESSAGE}")
     call = (buffers, CONTROL_BYTES, flags | MSG_CMSG_CLOEXEC)
-    received = Received(starmap(sock.recvmsg_into, (call,)), buffers)
+    received = received_from(starmap(sock.recvmsg_into, (call,)), buffers)
     # With MSG_TRUNC in *flags* the caller asked for the whole length.
     length, items, answered, _ = received.raw[0]
     if answered & MSG_CTRUNC:

@@ -23,7 +23,6 @@ from fdpool.kernel import (
     Ipv4Ttl,
     OwnedFd,
     PidFd,
-    Received,
     ScmCredentials,
     ScmPidfd,
     ScmRights,
@@ -34,6 +33,7 @@ from fdpool.kernel import (
     recvmsg,
     sendmsg,
 )
+from fdpool.kernel.received import received_from
 from tests.support.interrupts import interrupt_at
 from tests.support.leaks import descriptor_count
 
@@ -437,22 +437,34 @@ def test_the_default_room_is_enough_for_everything_at_once(datagrams: Pair) -> N
 class Answering:
     """Stands in for a socket of a kernel with SO_RIGHTS_NOTRUNC, which is newer than those the tests run on."""
 
-    def __init__(self, numbers: list[int]) -> None:
+    def __init__(self, numbers: list[int], *others: tuple[int, int, bytes]) -> None:
         self.numbers = numbers
+        self.others = others
 
     def recvmsg_into(self, *_: object) -> tuple[int, list[tuple[int, int, bytes]], int, None]:
         data = array.array("i", self.numbers).tobytes()
-        return 0, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, data)], 0, None
+        return 0, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, data), *self.others], 0, None
 
 
 def test_a_denied_descriptor_is_reported_by_position_and_is_nobodys_number() -> None:
     with EventFd() as event:
         mine = [event.duplicate().detach() for _ in range(2)]
         answer = Answering([mine[0], -errno.EPERM, mine[1]])
-        with Received([answer.recvmsg_into()], []) as received:
+        with received_from([answer.recvmsg_into()], []) as received:
             assert [fd.fileno() for fd in received.fds] == mine
             assert received.denied == [(1, errno.EPERM)]
             assert received.control == (ScmRights(received.fds),)
+
+
+def test_where_every_descriptor_was_denied_the_sender_is_still_a_process() -> None:
+    number = os.pidfd_open(os.getpid())
+    pidfd = (socket.SOL_SOCKET, 4, struct.pack("i", number))
+    with received_from([Answering([-errno.EPERM], pidfd).recvmsg_into()], []) as received:
+        assert received.fds == []
+        sender = received.take_pidfd()
+    assert isinstance(sender, PidFd)
+    with sender:
+        assert sender.fileno() == number
 
 
 def test_recv_with_fds_takes_all_or_nothing_when_one_was_denied() -> None:
@@ -512,9 +524,13 @@ def test_an_interrupt_at_any_bytecode_of_receiving_leaks_nothing(datagrams: Pair
 @pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning")
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("is_asked", [False, True])
-def test_an_interrupt_at_any_bytecode_of_closing_closes_each_once(datagrams: Pair, count: int, is_asked: bool) -> None:
+@pytest.mark.parametrize("has_process", [False, True])
+def test_an_interrupt_at_any_bytecode_of_closing_closes_each_once(
+    datagrams: Pair, count: int, is_asked: bool, has_process: bool
+) -> None:
     left, right = datagrams
-    enable(right, ScmPidfd)
+    if has_process:
+        enable(right, ScmPidfd)
     with EventFd() as event:
         before = descriptor_count()
         step = 0
@@ -542,6 +558,43 @@ def test_an_interrupt_at_any_bytecode_of_closing_closes_each_once(datagrams: Pai
             if not is_interrupted:
                 break
             step += 1
+        assert step > 30
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning")
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("has_process", [False, True])
+def test_an_interrupt_at_any_bytecode_of_taking_leaves_each_with_one_owner(
+    datagrams: Pair, count: int, has_process: bool
+) -> None:
+    left, right = datagrams
+    if has_process:
+        enable(right, ScmPidfd)
+    with EventFd() as event:
+        before = descriptor_count()
+        step = 0
+        while True:
+            sendmsg(left, [b"x"], [ScmRights([event] * count)])
+            received = recvmsg(right, [bytearray(1)])
+            taken = []
+            try:
+                with interrupt_at(step, __file__):
+                    taken = received.take_fds()
+            except KeyboardInterrupt:
+                assert descriptor_count() <= before + count + has_process
+                if step % 2:
+                    assert all(type(fd) is OwnedFd for fd in received.fds)
+                    received.close()
+            else:
+                assert [type(fd) for fd in taken] == [OwnedFd] * count
+                break
+            del received
+            assert descriptor_count() == before, f"step {step}"
+            step += 1
+        for fd in taken:
+            fd.close()
+        received.close()
+        assert descriptor_count() == before
         assert step > 30
 
 
