@@ -246,6 +246,12 @@ async def test_no_later_block_shows_what_a_task_wrote_into_an_earlier_one(pool: 
         result[random.integers(0, length, 20)] = 254
 
 
+async def test_what_a_task_wrote_is_dropped_once_it_was_answered(pool: Pool) -> None:
+    value = np.zeros(5_000_000, "u1")
+    assert await pool.run_sync(tasks.write_and_count_private_bytes, value) >= value.nbytes
+    assert await pool.run_sync(tasks.private_bytes) == 0
+
+
 # Leases.
 
 

@@ -69,11 +69,15 @@ class Exchange:
 
     Args:
       keeps_fds: Whether to keep descriptors of the peer's segments, to pass on to others what lies in them.
+      cleans_later: Whether pages that were written are dropped by `clean`, instead of by whoever ends a lease.
       on_news: Called when there is something to tell the peer, from any thread and at any moment.
     """
 
-    def __init__(self, *, keeps_fds: bool = False, on_news: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, *, keeps_fds: bool = False, cleans_later: bool = False, on_news: Callable[[], object] | None = None
+    ) -> None:
         self.keeps_fds = keeps_fds
+        self.cleans_later = cleans_later
         self._on_news = on_news
         self._lease_numbers = count(1)
         self._lent: dict[int, Part] = {}
@@ -83,6 +87,7 @@ class Exchange:
         self._ended: deque[int] = deque()
         self._retired: deque[int] = deque()
         self._dropped: deque[int] = deque()
+        self._unclean: deque[ReceivedSegment] = deque()
         self.shared_objects: dict[int, Any] = {}
 
     @property
@@ -178,10 +183,17 @@ class Exchange:
         """
         self._decline_all(*decode_news(body))
 
-    def lease_ended(self, number: int) -> None:
+    def lease_ended(self, lease: Lease) -> None:
         """Tell the peer, with the next message, that a lease has ended. From any thread, at any moment."""
-        self._ended.append(number)
+        if self.cleans_later and lease.is_private:
+            self._unclean.append(lease.segment)
+        self._ended.append(lease.number)
         self._notify()
+
+    def clean(self) -> None:
+        """Drop what was written into memory whose leases have ended, which the peer may know already."""
+        while self._unclean:
+            self._unclean.popleft().clean()
 
     def retire(self, number: int) -> None:
         """Tell the peer, with the next message, to unmap a segment. From any thread, at any moment."""

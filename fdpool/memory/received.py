@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
@@ -93,34 +93,66 @@ class ReceivedSegment:
         # Leases that may be written, by where they begin: no two of them have a page in common.
         self._starts: list[int] = []
         self._leases: dict[int, weakref.ref[Lease]] = {}
-        self._ended: deque[int] = deque()
+        # What was given up: where it begins and ends, and whether it is clean.
+        self._ended: deque[tuple[int, int, bool]] = deque()
 
     def claim(self, lease: Lease) -> bool:
         """Let *lease* be the one that writes its pages; False if one of them is another one's."""
-        while self._ended:
-            start = self._ended.popleft()
-            del self._leases[start], self._starts[bisect_right(self._starts, start) - 1]
-        index = bisect_right(self._starts, lease.start)
-        before = self._leases[self._starts[index - 1]]() if index else None
-        if index and (before is None or before.end > lease.start):
-            return False
-        if index < len(self._starts) and self._starts[index] < lease.end:
-            return False
-        insort(self._starts, lease.start)
+        if self._ended:
+            self.clean()
+        starts = self._starts
+        if starts:
+            index = bisect_right(starts, lease.start)
+            before = self._leases[starts[index - 1]]() if index else None
+            if index and (before is None or before.end > lease.start):
+                return False
+            if index < len(starts) and starts[index] < lease.end:
+                return False
+        insort(starts, lease.start)
         self._leases[lease.start] = weakref.ref(lease)
         return True
 
-    def give_up(self, start: int, end: int) -> None:
-        """Drop what was written between *start* and *end*, which nobody looks at any more."""
+    def give_up(self, start: int, end: int, *, later: bool) -> None:
+        """Take back what nobody looks at any more. From any thread, at any moment.
+
+        Args:
+          start: A page's offset.
+          end: A page's offset.
+          later: Whether what was written there is left to `clean`. Nobody else can see it, and nothing is shown
+              there again before it was dropped.
+        """
+        is_clean = not later and self._drop_written(start, end)
+        self._ended.append((start, end, is_clean))
+
+    def clean(self) -> None:
+        """Drop what was written into what was given up. By the thread that also claims."""
+        while self._ended:
+            start, end, is_clean = self._ended[0]
+            if is_clean or self._drop_written(start, end):
+                self._forget(start)
+            # Last, so that what an interrupt prevents is done again. What cannot be dropped is never claimed again.
+            self._ended.popleft()
+
+    def _drop_written(self, start: int, end: int) -> bool:
+        """Drop the private pages from *start* to *end*; return False if the kernel refuses, as for locked ones."""
         assert self.private is not None
         first, last = self.private.address + start, self.private.address + end
         runs = [(first, last)]
         if _pagemap is not None and end - start > _SMALL_BYTES:
             with suppress(OSError, ValueError):  # just closed by another thread: then all of it goes
                 runs = list(_pagemap.written(first, last))
-        for run_start, run_end in runs:
-            self.private.drop(run_start - self.private.address, run_end - run_start)
-        self._ended.append(start)
+        try:
+            for run_start, run_end in runs:
+                self.private.drop(run_start - self.private.address, run_end - run_start)
+        except OSError:
+            return False
+        return True
+
+    def _forget(self, start: int) -> None:
+        index = bisect_left(self._starts, start)
+        if index < len(self._starts) and self._starts[index] == start:
+            del self._starts[index]
+        self._leases.pop(start, None)
 
     def is_written(self, offset: int, length: int) -> bool:
         """Whether what is seen here differs, or may differ, from what others see."""
@@ -166,7 +198,7 @@ class Lease:
       offset: Where it begins there.
       length: Bytes. The lease covers the pages they are in.
       number: What the owner knows it by; 0 for a part of something that is in use here already.
-      exchange: Where it is told that it has ended, once its pages are clean.
+      exchange: Where it is told that it has ended.
       origin: The block, or the lease, that it is a part of.
     """
 
@@ -229,10 +261,11 @@ class Lease:
         return self.segment.base.view(offset, length, self).toreadonly()
 
     def __del__(self) -> None:
+        exchange = self.exchange
         if self._is_claimed:
-            self.segment.give_up(self.start, self.end)
-        if self.exchange is not None:
-            self.exchange.lease_ended(self.number)
+            self.segment.give_up(self.start, self.end, later=exchange is not None and exchange.cleans_later)
+        if exchange is not None:
+            exchange.lease_ended(self)
 
 
 _own: weakref.WeakKeyDictionary[Segment, ReceivedSegment] = weakref.WeakKeyDictionary()

@@ -74,7 +74,7 @@ class _Loop:
                 message = self._server.next_message(self._server.channel.receive_nowait)
                 if message is not None:
                     self._take(message)
-                self._server.send_news()
+                self._server.settle()
             self._nursery.cancel_scope.cancel()
 
     async def _watch_supervisor(self) -> None:

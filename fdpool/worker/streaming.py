@@ -157,7 +157,7 @@ class _Stream:
         while server.channel.is_readable:
             self._hear(server.next_message(server.channel.receive_nowait))
         while not (self._is_ending or self._window.has_room):
-            server.send_news()
+            server.settle()
             self._hear(server.next_message(server.channel.receive))
         return not self._is_ending
 
