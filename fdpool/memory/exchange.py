@@ -117,22 +117,28 @@ class Exchange:
             return Wrapped(NO_NEWS + self._parcel(packed, ()), packed.handles, _NOTHING_NEW, [], ())
         segments: dict[int, tuple[Segment | ReceivedSegment, HasFileno]] = {}
         parts = packed.parts if packed is not None else ()
-        extents = [self._extent(part, segments) for part in parts]
-        extents_lent = list(extents)
+        extents = [self._extent(part, segments) for part in parts] if parts else []
+        lent = extents
+        if packed is not None and not segments and not packed.shared and not self.has_news:
+            # Nor do most of the others lie in memory that the peer has not mapped yet.
+            leases = [extent.lease for extent in extents if extent.lease]
+            return Wrapped(NO_NEWS + self._parcel(packed, extents), packed.handles, _NOTHING_NEW, leases, parts)
         news = self._collect_news()
         for shared in packed.shared if packed is not None else ():
             if shared.number not in self._known:
                 shared.peers.add(self)
                 shares = [self._extent(part, segments) for part in shared.packed.parts]
                 news.shares.append((shared.number, self._parcel(shared.packed, shares)))
-                extents_lent += shares
-        news.segments = [(number, s.size, int(s.is_shared)) for number, (s, _) in segments.items()]
-        handles = [fd for _, fd in segments.values()]
+                lent = lent + shares
+        handles: list[HasFileno] = []
+        if segments:
+            news.segments = [(number, s.size, int(s.is_shared)) for number, (s, _) in segments.items()]
+            handles += [fd for _, fd in segments.values()]
         body = news.encode()
         if packed is not None:
             body += self._parcel(packed, extents)
             handles += packed.handles
-        return Wrapped(body, handles, news, [extent.lease for extent in extents_lent if extent.lease], parts)
+        return Wrapped(body, handles, news, [extent.lease for extent in lent if extent.lease], parts)
 
     def take_back(self, wrapped: Wrapped) -> None:
         """Undo `wrap`: the message could not be sent."""
@@ -238,15 +244,8 @@ class Exchange:
         return Extent(FORWARD, segment.number, part.start, part.length, lease)
 
     def _collect_news(self) -> News:
-        news = News(mapped=self._mapped)
+        news = News([], self._mapped, _some_of(self._ended), _some_of(self._retired), _some_of(self._dropped))
         self._mapped = []
-        for numbers, collected in (
-            (self._ended, news.ended),
-            (self._retired, news.retired),
-            (self._dropped, news.dropped),
-        ):
-            while numbers and len(collected) < MAX_ENDED_PER_MESSAGE:
-                collected.append(numbers.popleft())
         # A segment that is announced again later is a new one: numbers are never used twice.
         self._known.difference_update(news.retired, news.dropped)
         return news
@@ -332,6 +331,11 @@ class Exchange:
     def _notify(self) -> None:
         if self._on_news is not None:
             self._on_news()
+
+
+def _some_of(numbers: deque[int]) -> list[int]:
+    """Take as many off *numbers* as go with one message."""
+    return [numbers.popleft() for _ in range(min(len(numbers), MAX_ENDED_PER_MESSAGE))] if numbers else []
 
 
 def _parcel_header(rest: memoryview) -> tuple[int, ...]:

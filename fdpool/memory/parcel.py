@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fdpool.errors import RemoteProtocolError
 
@@ -24,8 +24,7 @@ TAIL_IN_MEMORY: Final = 0x1
 MODES: Final[tuple[MappingMode, ...]] = ("private", "readonly", "copy")
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Memory that a parcel refers to, kept in use by it.
 
     Attributes:

@@ -7,9 +7,9 @@ The descriptors of announced segments are the first ones of the message.
 from __future__ import annotations
 
 import struct
-from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fdpool.errors import RemoteProtocolError
 
@@ -21,9 +21,10 @@ _SHARE: Final = struct.Struct("<QI")
 NO_NEWS: Final = _NEWS.pack(0, 0, 0, 0, 0, 0)
 """The beginning of most bodies."""
 
-_WORD: Final = 8
+_WORD_BYTES: Final = 8
 _WORDS_PER_SEGMENT: Final = 3
-_WORDS_PER_EXTENT: Final = 5
+_EXTENT: Final = struct.Struct("<5Q")
+_TRIPLE: Final = struct.Struct("<3Q")
 
 MAX_ENDED_PER_MESSAGE: Final = 256
 """The rest goes with the next message, so that the news fit into a datagram beside a parcel."""
@@ -54,19 +55,14 @@ class News:
     dropped: list[int] = field(default_factory=list)
     shares: list[tuple[int, bytes]] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.segments or self.shares or self.mapped or self.ended or self.retired or self.dropped)
-
     def encode(self) -> bytes:
         """Lay the news out as the beginning of a message's body."""
-        if not self:
-            return NO_NEWS
-        lists = (self.mapped, self.ended, self.retired, self.dropped)
-        words = array("Q", [word for segment in self.segments for word in segment])
-        for numbers in lists:
-            words.extend(numbers)
-        shares = b"".join(_SHARE.pack(number, len(parcel)) + parcel for number, parcel in self.shares)
-        return _NEWS.pack(len(self.segments), *map(len, lists), len(self.shares)) + words.tobytes() + shares
+        lists: tuple[list[Any], ...] = (self.segments, self.mapped, self.ended, self.retired, self.dropped, self.shares)
+        words = [*chain.from_iterable(self.segments), *self.mapped, *self.ended, *self.retired, *self.dropped]
+        body = _NEWS.pack(*map(len, lists)) + struct.pack(f"<{len(words)}Q", *words)
+        for number, parcel in self.shares:
+            body += _SHARE.pack(number, len(parcel)) + parcel
+        return body
 
 
 def without_news(body: memoryview) -> memoryview | None:
@@ -74,8 +70,7 @@ def without_news(body: memoryview) -> memoryview | None:
     return body[_NEWS.size :] if body[: _NEWS.size] == NO_NEWS else None
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """Memory that a parcel refers to.
 
     Attributes:
@@ -102,11 +97,19 @@ def decode_news(body: memoryview) -> tuple[News, memoryview]:
     if body.nbytes < _NEWS.size:
         raise RemoteProtocolError(f"a body of {body.nbytes} bytes is shorter than its header", bytes(body))
     counts = _NEWS.unpack_from(body)
-    segments, *others, share_count = counts
-    words, rest = _words(body[_NEWS.size :], segments * _WORDS_PER_SEGMENT + sum(others))
-    taken = iter(words)
-    triples = [(next(taken), next(taken), next(taken)) for _ in range(segments)]
-    mapped, ended, retired, dropped = ([next(taken) for _ in range(count)] for count in others)
+    segment_count, mapped_count, ended_count, retired_count, dropped_count, share_count = counts
+    in_segments = segment_count * _WORDS_PER_SEGMENT
+    count = in_segments + mapped_count + ended_count + retired_count + dropped_count
+    table, rest = _split(body[_NEWS.size :], count, _WORD_BYTES)
+    words = list(struct.unpack(f"<{count}Q", table))
+    if ended_count == count and not share_count:
+        # Mostly.
+        return News([], [], words, [], [], []), rest
+    triples = list(zip(words[0:in_segments:3], words[1:in_segments:3], words[2:in_segments:3], strict=True))
+    mapped = words[in_segments : (end := in_segments + mapped_count)]
+    ended = words[end : (end := end + ended_count)]
+    retired = words[end : (end := end + retired_count)]
+    dropped = words[end:]
     shares = []
     for _ in range(share_count):
         number, length = _SHARE.unpack_from(rest) if rest.nbytes >= _SHARE.size else (0, rest.nbytes + 1)
@@ -120,10 +123,7 @@ def decode_news(body: memoryview) -> tuple[News, memoryview]:
 
 def encode_extents(extents: Iterable[Extent]) -> bytes:
     """Lay *extents* out."""
-    words = array("Q")
-    for extent in extents:
-        words.extend((extent.kind, extent.reference, extent.offset, extent.length, extent.lease))
-    return words.tobytes()
+    return b"".join([_EXTENT.pack(*extent) for extent in extents])
 
 
 def decode_extents(data: memoryview, count: int) -> tuple[list[Extent], memoryview]:
@@ -132,8 +132,8 @@ def decode_extents(data: memoryview, count: int) -> tuple[list[Extent], memoryvi
     Raises:
       RemoteProtocolError: there are not so many.
     """
-    words, rest = _words(data, count * _WORDS_PER_EXTENT)
-    return list(map(Extent, *(words[column::_WORDS_PER_EXTENT] for column in range(_WORDS_PER_EXTENT)))), rest
+    table, rest = _split(data, count, _EXTENT.size)
+    return list(map(Extent._make, _EXTENT.iter_unpack(table))), rest
 
 
 def decode_triples(data: memoryview, count: int) -> tuple[Iterator[tuple[int, int, int]], memoryview]:
@@ -142,11 +142,11 @@ def decode_triples(data: memoryview, count: int) -> tuple[Iterator[tuple[int, in
     Raises:
       RemoteProtocolError: there are not so many.
     """
-    words, rest = _words(data, count * 3)
-    return zip(words[::3], words[1::3], words[2::3], strict=True), rest
+    table, rest = _split(data, count, _TRIPLE.size)
+    return _TRIPLE.iter_unpack(table), rest
 
 
-def _words(data: memoryview, count: int) -> tuple[array[int], memoryview]:
-    if count * _WORD > data.nbytes:
-        raise RemoteProtocolError(f"a table of {count} numbers does not fit into {data.nbytes} bytes", bytes(data))
-    return array("Q", data[: count * _WORD].tobytes()), data[count * _WORD :]
+def _split(data: memoryview, count: int, size: int) -> tuple[memoryview, memoryview]:
+    if count * size > data.nbytes:
+        raise RemoteProtocolError(f"a table of {count} times {size} bytes does not fit into {data.nbytes}", bytes(data))
+    return data[: count * size], data[count * size :]
