@@ -267,6 +267,13 @@ async def test_a_block_is_in_use_as_long_as_a_task_keeps_it(pool: Pool) -> None:
     assert pool._memory.statistics().used_bytes == 0
 
 
+async def test_the_answer_of_an_async_call_gives_its_arguments_back(pool: Pool) -> None:
+    value = fdpool.zeros(1_000_000)
+    assert await pool.run(tasks.first_of, value) == 0.0
+    (worker,) = pool._memory.statistics().workers
+    assert worker.leased_bytes == 0
+
+
 async def test_a_result_that_is_dropped_is_released_without_another_call(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

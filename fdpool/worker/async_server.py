@@ -13,7 +13,7 @@ from fdpool.protocol.tasks import AT_NEXT_ITEM, TO_WORKER, WHATEVER_RUNS, Operat
 from fdpool.worker.async_stream import AsyncStream
 from fdpool.worker.channel import SupervisorGone
 from fdpool.worker.forks import end_astray, is_forked, leave_if_forked
-from fdpool.worker.loop import drop_quietly, pack_error, pack_result
+from fdpool.worker.loop import pack_error, pack_result
 
 if TYPE_CHECKING:
     from fdpool.memory.parcel import Packed, Parcel
@@ -120,10 +120,8 @@ class _Loop:
         remains: list[object] = []
         had_handles = bool(message.handles) or call in self._streams
         operation, packed = await self._outcome(call, parcel, message, remains)
-        handles = packed.handles
-        self._server.send(operation, call, packed)
-        if had_handles or handles:
-            drop_quietly(handles, remains)
+        self._server.answer(operation, call, packed, remains, had_handles=had_handles)
+        self._server.settle()
         if not self._scopes:
             self._patience.cancel()
 

@@ -153,6 +153,12 @@ class Server:
         # What the call leaves behind stays here until it is answered, so that it can be dropped in one place.
         remains: list[object] = []
         operation, packed = self._run(call, parcel, message, remains)
+        self.answer(operation, call, packed, remains, had_handles=had_handles)
+
+    def answer(
+        self, operation: Operation, call: int, packed: Packed, remains: list[object], *, had_handles: bool
+    ) -> None:
+        """Send what came of a call, and drop what it leaves behind: *remains*, and the handles in the answer."""
         handles = packed.handles
         if not had_handles and not handles:
             # Arguments that end now are given back by the answer itself.

@@ -22,6 +22,10 @@ def identity(value: Any) -> Any:
     return value
 
 
+async def first_of(array: Any) -> float:
+    return float(array[0])
+
+
 def write_and_return(array: Any, value: Any) -> Any:
     array[...] = value
     return array
