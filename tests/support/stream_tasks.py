@@ -295,7 +295,6 @@ def kept_socket(done: EventFd) -> Iterator[socket.socket]:
         with right:
             assert right.recv(1) == b""
         done.write()
-        yield right
 
 
 def closed_sockets() -> Iterator[Any]:
