@@ -10,6 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
     from fdpool.kernel import EventFd
 
 
@@ -93,3 +95,13 @@ async def fork_and_wait(event: EventFd) -> int:
         return 0
     event.close()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # noqa: ASYNC222 - the child has hardly anything to do
+
+
+def forked_items(thens: list[Any]) -> Iterator[Any]:
+    for then in thens:
+        yield forked(then)
+
+
+async def async_forked_items(thens: list[Any]) -> AsyncIterator[Any]:
+    for then in thens:
+        yield forked(then)

@@ -51,6 +51,16 @@ async def test_a_forked_process_ends_where_the_task_does_and_only_the_worker_ans
     assert await pool.run_sync(tasks.pid) == worker
 
 
+@pytest.mark.parametrize("function", [fork_tasks.forked_items, fork_tasks.async_forked_items])
+async def test_a_process_forked_in_a_stream_ends_where_it_yields(
+    pool: Pool, function: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with pool.stream(function, ["a value", ValueError("of the child"), SystemExit(3), "a value"]) as items:
+        assert [item async for item in items] == [0, 1, 3, 0]
+    assert capfd.readouterr().err.endswith("ValueError: of the child\n")
+    assert await pool.run_sync(tasks.add, 1) == 2
+
+
 async def test_a_forked_process_that_outlives_its_call_answers_nothing(pool: Pool) -> None:
     ends = os.pipe()
     with OwnedFd(ends[0]) as read_end, OwnedFd(ends[1]):
