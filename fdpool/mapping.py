@@ -96,6 +96,7 @@ class Results(Generic[T]):
         self._is_drawing = False
         self._news = trio.Event()
         self._room = trio.Event()
+        self._chunk: Chunk = []
         self._chunk_size = options.chunksize or 1
 
     def __aiter__(self) -> Self:
@@ -201,40 +202,37 @@ class Results(Generic[T]):
 
     async def _draw(self, sources: Zipped, progress: Progress) -> None:
         """Draw items and start calls, never having more under way than there is room for."""
-        chunk: Chunk = []
         errors = 0
-
-        def start() -> None:
-            if chunk and not self._is_over and self._calls is not None:
-                self._calls.start_soon(self._run, self._drawn - len(chunk), chunk.copy(), progress)
-                chunk.clear()
-
         while True:
-            if not self._has_room():
-                start()
-                await self._wait_for_room()
+            await self._wait_for_room(progress)
             if self._is_over:
                 return
             try:
                 self._is_drawing = True
                 try:
-                    chunk.append(await anext(sources))
+                    self._chunk.append(await anext(sources))
                 finally:
                     self._is_drawing = False
             except StopAsyncIteration:
                 break
             except Exception as exc:
                 # Reported where the item's result would have been; nothing can be drawn after it.
-                start()
+                self._start(progress)
                 self._put(self._drawn, None, exc, 0)
                 self._drawn += 1
                 errors = 1
                 break
             self._drawn += 1
-            if len(chunk) >= self._chunk_size:
-                start()
-        start()
+            if len(self._chunk) >= self._chunk_size:
+                self._start(progress)
+        self._start(progress)
         self._report(progress.settle, self._drawn - errors)
+
+    def _start(self, progress: Progress) -> None:
+        """Have the items that were drawn last make a call."""
+        if self._chunk and not self._is_over and self._calls is not None:
+            chunk, self._chunk = self._chunk, []
+            self._calls.start_soon(self._run, self._drawn - len(chunk), chunk, progress)
 
     def _has_room(self) -> bool:
         options = self._options
@@ -250,8 +248,11 @@ class Results(Generic[T]):
         is_idle = under_way < options.workers * self._chunk_size
         return is_idle or self._ready_bytes + under_way * self._average_bytes < options.buffer_bytes
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_room(self, progress: Progress) -> None:
         while not (self._is_over or self._has_room()):
+            if self._drawn - self._next == len(self._chunk):
+                # Nothing else is left to be fetched that would make room, and let this grow to its size.
+                self._start(progress)
             self._room = trio.Event()
             await self._room.wait()
 
@@ -274,10 +275,15 @@ class Results(Generic[T]):
         """Take in how long an item took and how big its result was; choose how many of the next ones make a call."""
         before = nbytes if self._average_bytes is None else self._average_bytes
         self._average_bytes = before + (nbytes - before) / 8
-        if self._options.chunksize is None:
-            fitting = int(CHUNK_SECONDS / max(seconds, CHUNK_SECONDS / LONGEST_CHUNK))
+        options = self._options
+        if options.chunksize is None:
+            fitting = CHUNK_SECONDS / max(seconds, CHUNK_SECONDS / LONGEST_CHUNK)
+            # What may wait is to be several chunks for each worker, or they would wait for each other.
+            fitting = min(fitting, options.buffer_bytes / max(self._average_bytes, 1) / (2 * options.workers))
+            if options.buffer is not None:
+                fitting = min(fitting, options.buffer / (2 * options.workers))
             # Grown step by step: one quick item says little about the next ones.
-            self._chunk_size = max(1, min(fitting, 2 * self._chunk_size))
+            self._chunk_size = max(1, min(int(fitting), 2 * self._chunk_size))
 
     def _put(self, index: int, value: Any, error: Exception | None, nbytes: int) -> None:
         if error is None or self._options.return_exceptions:

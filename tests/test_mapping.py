@@ -112,6 +112,28 @@ async def test_map_takes_several_items_at_a_time_when_they_are_short(pool: Pool)
         items = [item async for item in results]
     assert [number for _, _, number in items] == list(range(2000))
     assert len({chunk for _, chunk, _ in items}) < 1000
+    assert pool.statistics().calls.returned < 500
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_calls_are_as_large_as_they_are_to_be_however_slowly_results_are_fetched(
+    pool: Pool, ordered: bool
+) -> None:
+    async with pool.map_sync(tasks.add, range(1000), ordered=ordered, chunksize=100) as results:
+        assert sorted([result async for result in results]) == list(range(1, 1001))
+    assert pool.statistics().calls.returned == 10
+
+
+@pytest.mark.parametrize(("chunksize", "buffer"), [(100, 30), (7, 10), (10, 10), (None, 1), (None, 5), (1, 1)])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_no_mixture_of_chunks_and_buffers_comes_to_a_halt(
+    pool: Pool, ordered: bool, chunksize: int | None, buffer: int
+) -> None:
+    for nbytes in (1, 1000, 1 << 20):
+        async with pool.map_sync(
+            tasks.add, range(100), ordered=ordered, chunksize=chunksize, buffer=buffer, buffer_bytes=nbytes
+        ) as results:
+            assert sorted([result async for result in results]) == list(range(1, 101))
 
 
 @pytest.mark.parametrize("chunksize", [1, 7, 100])
