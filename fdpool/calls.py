@@ -225,16 +225,18 @@ class Reservation:
       number: Its place in line, among the calls.
       worker: The worker, as long as there is one.
       granted: Set once there is one, or once there will be none.
+      is_held: Whether whoever wished for it has taken it; until then, one that dies is replaced by another.
       refusal: Makes the error that says why there is none, or none any more.
       waiting: Calls that it has not been sent yet.
     """
 
-    __slots__ = ("granted", "number", "refusal", "waiting", "worker")
+    __slots__ = ("granted", "is_held", "number", "refusal", "waiting", "worker")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.worker: WorkerProcess | None = None
         self.granted = trio.Event()
+        self.is_held = False
         self.refusal: Callable[[], Exception] | None = None
         self.waiting: deque[Call] = deque()
 

@@ -11,6 +11,7 @@ Who wants a worker for itself waits in the same line; its calls then have a line
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
@@ -532,9 +533,14 @@ class Dispatcher:
             self.waiting.appendleft(call)
 
     def _bereave_reservation(self, reservation: Reservation, seat: Seat, status: ExitStatus) -> None:
-        """End the reservation of a worker that has died."""
+        """End the reservation of a worker that has died, or have another worker take its place."""
         self._reserved.discard(reservation)
         reservation.worker = None
+        if not reservation.is_held and reservation.refusal is None:
+            # It died before who waits for it has learnt of it: there is nothing that could be lost with it.
+            reservation.granted = trio.Event()
+            insort(self._wishes, reservation, key=lambda wish: wish.number)
+            return
         note = "; ".join(filter(None, ("this call came later", seat.worker.complaint)))
         running = next((call.name for call in (*seat.calls, *seat.hosted.values())), "nothing")
         facts = status.pid, status.exitcode, status.signal, running, seat.worker.stderr.tail

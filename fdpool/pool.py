@@ -326,9 +326,11 @@ class Pool:
         """
         reservation = self._dispatcher.reserve()
         try:
-            await reservation.granted.wait()
-            if reservation.worker is None and reservation.refusal is not None:
-                raise reservation.refusal()
+            while reservation.worker is None:
+                await reservation.granted.wait()
+                if reservation.refusal is not None:
+                    raise reservation.refusal()
+            reservation.is_held = True
             yield Worker(self._with(self._options, reservation), reservation)
         finally:
             self._dispatcher.give_back(reservation)

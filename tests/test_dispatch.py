@@ -215,6 +215,23 @@ async def _wish_in_vain(pool: Pool) -> None:
             pytest.fail("there is none")
 
 
+async def test_a_worker_that_dies_before_its_holder_wakes_is_replaced_by_the_next() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1) as pool:
+            await pool.run_sync(tasks.pid)
+            first, second = pool._dispatcher.reserve(), pool._dispatcher.reserve()
+            granted = first.worker
+            assert granted is not None
+            granted.send_signal(signal.SIGKILL)
+            while first.worker is granted:
+                await trio.lowlevel.checkpoint()
+            await first.granted.wait()
+            assert first.worker is not None
+            assert not second.granted.is_set()
+            for reservation in (first, second):
+                pool._dispatcher.give_back(reservation)
+
+
 async def test_many_holders_take_turns() -> None:
     turns: list[int | None] = []
 
