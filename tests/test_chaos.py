@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from benchmarks.crashes import measure
 from fdpool import Backoff, EventFd, Pool, Restart, WorkerDied, open_pool
 from tests.support import tasks
 
@@ -107,3 +108,13 @@ async def test_every_call_ends_once_whatever_happens_to_the_workers(seed: int, t
         assert set(world.deaths) <= {signal.SIGKILL}
         assert world.returned > 0
         assert sum(began[:]) <= world.asked
+
+
+async def test_every_call_and_every_kill_is_accounted_for() -> None:
+    calls = int(2000 * SECONDS)
+    with trio.fail_after(SECONDS * 10 + 60):
+        account = await measure(calls, kills=calls // 50, workers=3, seed=1)
+    assert account.is_right, account.rows()
+    # It shows something only if kills hit calls, and calls got through.
+    assert account.lost
+    assert account.answered
