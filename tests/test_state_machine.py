@@ -190,15 +190,19 @@ class PoolHistory(RuleBasedStateMachine):
         function = marks.async_mark_and_wait if waits else marks.async_mark
         self.start(call, lambda pool: pool.run(function, call.number, gate))
 
-    @rule(how_many=st.integers(1, 8), ordered=st.booleans())
-    def map_items(self, how_many: int, ordered: bool) -> None:
+    @rule(how_many=st.integers(1, 8), ordered=st.booleans(), is_async=st.booleans())
+    def map_items(self, how_many: int, ordered: bool, is_async: bool) -> None:
         items = [self.new_call(lambda number: number) for _ in range(how_many)]
 
         async def consume() -> None:
             numbers = [item.number for item in items]
-            async with self.pool.map_sync(
-                marks.mark_item, numbers, chunksize=1, ordered=ordered, return_exceptions=True
-            ) as results:
+            options: dict[str, Any] = {"ordered": ordered, "return_exceptions": True}
+            calls = (
+                self.pool.map(marks.async_mark_item, numbers, **options)
+                if is_async
+                else self.pool.map_sync(marks.mark_item, numbers, chunksize=1, **options)
+            )
+            async with calls as results:
                 outcomes = [result async for result in results]
             if ordered:
                 for item, outcome in zip(items, outcomes, strict=True):
@@ -233,6 +237,27 @@ class PoolHistory(RuleBasedStateMachine):
                     return count, other_event.read(), other_socket.recv(100), ours.recv(100)
 
         self.start(call, trade)
+
+    @rule(how_many=st.integers(1, 40), reads=st.integers(1, 40), with_handles=st.booleans(), is_async=st.booleans())
+    def stream_items(self, how_many: int, reads: int, with_handles: bool, is_async: bool) -> None:
+        """Read a stream, or the beginning of it."""
+        call = self.new_call(lambda _: list(range(min(how_many, reads))))
+        function: Any = marks.async_mark_and_yield if is_async else marks.mark_and_yield
+
+        async def read(pool: Pool) -> list[int]:
+            found: list[int] = []
+            async with pool.stream(function, call.number, how_many, with_handles) as items:
+                async for index, event in items:
+                    assert index == len(found)
+                    found.append(index)
+                    if event is not None:
+                        with event:
+                            assert event.read() == index + 1
+                    if len(found) == reads:
+                        break
+            return found
+
+        self.start(call, read)
 
     @rule(how_many=st.integers(1, 4))
     def set_a_worker_aside(self, how_many: int) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import select
 import socket
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fdpool.kernel import EventFd
 from tests.support.tasks import mark
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 
 class Marked(Exception):
@@ -46,6 +49,24 @@ def mark_and_trade(number: int, event: EventFd, sock: socket.socket) -> tuple[in
     with ours:
         ours.sendall(b"from the worker")
     return count, EventFd(count + 1), theirs
+
+
+def mark_and_yield(number: int, how_many: int, with_handles: bool) -> Iterator[Any]:
+    mark(number, 0)
+    for index in range(how_many):
+        yield (index, EventFd(index + 1)) if with_handles else (index, None)
+
+
+async def async_mark_and_yield(number: int, how_many: int, with_handles: bool) -> AsyncIterator[Any]:
+    import trio
+
+    for item in mark_and_yield(number, how_many, with_handles):
+        yield item
+        await trio.lowlevel.checkpoint()
+
+
+async def async_mark_item(number: int) -> int:
+    return mark(number, 0)
 
 
 async def async_mark_and_wait(number: int, gate: EventFd) -> int:
