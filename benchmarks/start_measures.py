@@ -101,8 +101,9 @@ def compare_starts(workers: int) -> None:
 
 
 async def measure_deaths(deaths: int) -> None:
-    """Print the time from SIGKILL to the caller's WorkerDied."""
+    """Print the time from SIGKILL to the caller's WorkerDied; and that to the end of a bare process, in turns."""
     latencies = []
+    bare = []
     async with fdpool.open_pool(2) as pool, fdpool.Doorbell() as bell:
 
         async def victim() -> None:
@@ -114,20 +115,41 @@ async def measure_deaths(deaths: int) -> None:
         for _ in range(deaths):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(victim)
-                await bell.wait()
-                (worker,) = (worker for worker in pool.statistics().workers if worker.running)
+                pid = await bell.wait()
                 killed = time.perf_counter()
-                os.kill(worker.pid, signal.SIGKILL)
-    worst = statistics.quantiles(latencies, n=100)
+                os.kill(pid, signal.SIGKILL)
+            bare.append(await seconds_to_kill_bare_process())
+    print_latencies(f"SIGKILL to WorkerDied, {deaths} deaths", latencies)
+    print_latencies("SIGKILL to the end of a bare interpreter, seen by its pidfd", bare)
+
+
+async def seconds_to_kill_bare_process() -> float:
+    """Return how long a child of this process takes to end that does nothing, as its pidfd tells."""
+    program = "import os, signal; os.write(1, b'x'); signal.pause()"
+    child = await trio.lowlevel.open_process([sys.executable, "-S", "-c", program], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    async with child.stdout:
+        await child.stdout.receive_some(1)
+        with fdpool.PidFd(child.pid) as pidfd:
+            killed = time.perf_counter()
+            child.kill()
+            await trio.lowlevel.wait_readable(pidfd)
+            seconds = time.perf_counter() - killed
+    await child.wait()
+    return seconds
+
+
+def print_latencies(what: str, seconds: list[float]) -> None:
     rich.print(
-        f"SIGKILL to WorkerDied, {deaths} deaths: median {1000 * statistics.median(latencies):.2f} ms, "
-        f"p99 {1000 * worst[98]:.2f} ms, max {1000 * max(latencies):.2f} ms"
+        f"{what}: median {1000 * statistics.median(seconds):.2f} ms, "
+        f"p99 {1000 * statistics.quantiles(seconds, n=100)[98]:.2f} ms, max {1000 * max(seconds):.2f} ms"
     )
 
 
 def count_orphans(trials: int) -> None:
-    """Kill supervisors at random moments; print how long what they had started lived on."""
+    """Kill supervisors at random moments; print how long they, and what they had started, lived on."""
     seconds = []
+    own_seconds = []
     for trial in range(trials):
         made = ("zygote", "exec")[trial % 2]
         how = ("spin", "spawn", "sleep", "idle")[trial // 2 % 4]
@@ -136,8 +158,11 @@ def count_orphans(trials: int) -> None:
             stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         ) as program:  # fmt: skip
             time.sleep(random.uniform(0, 0.6))
-            program.kill()
-            killed = time.perf_counter()
+            with fdpool.PidFd(program.pid) as pidfd:
+                program.kill()
+                killed = time.perf_counter()
+                select.select([pidfd], [], [])
+                own_seconds.append(time.perf_counter() - killed)
             # Everything that it started, directly or not, holds the other end of this pipe.
             assert program.stdout is not None
             poll = select.poll()
@@ -147,7 +172,8 @@ def count_orphans(trials: int) -> None:
     late = sum(taken > 0.1 for taken in seconds)
     rich.print(
         f"supervisor killed {trials} times: {late} times something was there after 100 ms; all gone after "
-        f"{1000 * statistics.median(seconds):.1f} ms (median), {1000 * max(seconds):.1f} ms (max)"
+        f"{1000 * statistics.median(seconds):.1f} ms (median), {1000 * max(seconds):.1f} ms (max), the supervisor "
+        f"itself after {1000 * statistics.median(own_seconds):.1f} ms (median), {1000 * max(own_seconds):.1f} ms (max)"
     )
 
 

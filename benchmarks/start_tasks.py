@@ -40,6 +40,7 @@ def arrive_at_barrier() -> int:
 
 
 def hang(event: fdpool.EventFd) -> None:
+    """Say who this is, and wait to be killed."""
     with event:
-        event.write()
+        event.write(os.getpid())
     signal.pause()
