@@ -33,19 +33,19 @@ def say_and(how, write_end):
 async def main(how, start="zygote"):
     async with fdpool.open_pool(2, start=start) as pool, trio.open_nursery() as nursery:
         with fdpool.OwnedFd(os.dup(1)) as stdout:
-            for _ in range(2):
-                if how in ("idle", "no zygote"):
-                    # Two at once, so that both workers answer.
-                    nursery.start_soon(pool.run_sync, say_and, "rest", stdout)
-                else:
+            if how in ("idle", "no zygote"):
+                # Two at once, so that both workers answer.
+                async with trio.open_nursery() as calls:
+                    for _ in range(2):
+                        calls.start_soon(pool.run_sync, say_and, "rest", stdout)
+            else:
+                for _ in range(2):
                     nursery.start_soon(pool.run_sync, say_and, how, stdout)
             if how == "no zygote":
-                await trio.testing.wait_all_tasks_blocked(0.2)
+                # It has forked the workers that answered.
                 os.kill(pool._supervisor._launcher.pid, signal.SIGKILL)
             await trio.sleep_forever()
 
 
 if __name__ == "__main__":
-    import trio.testing
-
     trio.run(main, *sys.argv[1:])
