@@ -80,23 +80,20 @@ class OomKills:
         return _Look(now, in_group, _number_in(self._vmstat, "oom_kill"))
 
 
-@dataclass(frozen=True, slots=True)
 class _Group:
-    """A control group, and where the hierarchy that it is in begins."""
+    """A control group, and those above it up to where the hierarchy begins. Finding the files once halves each look."""
 
-    directory: Path
-    top: Path
-    kills_name: str
-    limit_name: str
+    def __init__(self, directory: Path, top: Path, kills_name: str, limit_name: str) -> None:
+        self._kills = directory / kills_name
+        within = (path for path in (directory, *directory.parents) if path.is_relative_to(top))
+        self._limits = [path / limit_name for path in within]
 
     def kills(self) -> int | None:
-        return _number_in(self.directory / self.kills_name, "oom_kill")
+        return _number_in(self._kills, "oom_kill")
 
     def limit_bytes(self) -> int | None:
         """Return the smallest limit that it is under, its own or one of those above it; None if there is none."""
-        within = [self.directory, *self.directory.parents]
-        found = [_limit_in(directory / self.limit_name) for directory in within if directory.is_relative_to(self.top)]
-        return min((limit for limit in found if limit is not None), default=None)
+        return min((limit for path in self._limits if (limit := _limit_in(path)) is not None), default=None)
 
 
 def _find_group(root: Path) -> _Group | None:
@@ -132,7 +129,8 @@ def _mounts(root: Path) -> Iterator[tuple[str, Path, str, list[str]]]:
 def _number_in(path: Path, name: str) -> int | None:
     """Return the number after *name* in a file of lines with a name and a number each; None if it cannot be had."""
     try:
-        return next((int(number) for key, number in map(str.split, _lines_of(path)) if key == name), None)
+        _, found, rest = f"\n{path.read_text(encoding='ascii')}".partition(f"\n{name} ")
+        return int(rest.partition("\n")[0]) if found else None
     except (OSError, ValueError):
         return None
 
