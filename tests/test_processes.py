@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -189,7 +190,23 @@ def test_a_big_array_costs_its_size_once_in_each_direction() -> None:
 def test_the_entrypoint_says_how_it_is_used() -> None:
     result = run("-m", "fdpool.worker")
     assert result.returncode == 2
-    assert "usage: python -m fdpool.worker CHANNEL PAGE LIFELINE SUPERVISOR" in result.stderr
+    assert "usage: python -m fdpool.worker worker CHANNEL PAGE LIFELINE SUPERVISOR\n" in result.stderr
+    assert "       python -m fdpool.worker zygote CHANNEL LIFELINE SUPERVISOR\n" in result.stderr
+
+
+@pytest.mark.parametrize("role", ["worker", "zygote"])
+def test_a_process_whose_supervisor_has_ended_leaves_before_it_loads_anything(role: str) -> None:
+    """It may be orphaned in the moment between its start and its being tied to its supervisor."""
+    with subprocess.Popen(["true"]) as supervisor:
+        pidfd = PidFd(supervisor.pid)
+    with pidfd:
+        numbers = ["0", "1", "2"] if role == "worker" else ["0", "1"]
+        command = [sys.executable, "-v", "-P", "-m", "fdpool.worker", role, *numbers, str(pidfd.fileno())]
+        result = subprocess.run(command, pass_fds=[pidfd.fileno()], capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0
+    loaded = re.findall(r"^import '([\w.]+)'", result.stderr, re.MULTILINE)
+    assert "select" in loaded
+    assert [name for name in loaded if name.startswith("fdpool.worker.") or name == "ctypes"] == []
 
 
 def test_importing_fdpool_imports_no_trio() -> None:

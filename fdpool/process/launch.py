@@ -50,7 +50,7 @@ class Launcher(Protocol):
 
 
 class ExecLauncher:
-    """Starts each worker as `python -m fdpool.worker`.
+    """Starts each worker as `python -m fdpool.worker worker`.
 
     Args:
       pipes: Where their stderr comes from.
@@ -69,13 +69,13 @@ class ExecLauncher:
             # Waiting there when it wakes up: it is in a process group of its own from the start.
             await outfit.channel.send(settings)
             inherited = (*outfit.handles, supervisor)
-            pid, pidfd = start_interpreter("fdpool.worker", *inherited, stderr=outfit.stderr.writer)
+            pid, pidfd = start_interpreter("worker", *inherited, stderr=outfit.stderr.writer)
             own_peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             return outfit.into_worker(pidfd, pid, own_peak_bytes)
 
 
-def start_interpreter(module: str, *inherited: HasFileno, stderr: HasFileno | None = None) -> tuple[int, PidFd]:
-    """Start `python -m MODULE` with the numbers of *inherited* as arguments; return its pid and pidfd.
+def start_interpreter(role: str, *inherited: HasFileno, stderr: HasFileno | None = None) -> tuple[int, PidFd]:
+    """Start `python -m fdpool.worker ROLE`, and the numbers of *inherited* behind it; return its pid and pidfd.
 
     Its stderr is *stderr*, or else this process's own.
 
@@ -88,7 +88,7 @@ def start_interpreter(module: str, *inherited: HasFileno, stderr: HasFileno | No
     """
     with ExitStack() as lent:
         numbers = [_above_standard(handle, lent) for handle in inherited]
-        process = _execute(module, numbers, None if stderr is None else _above_standard(stderr, lent))
+        process = _execute(role, numbers, None if stderr is None else _above_standard(stderr, lent))
     try:
         # A child that nobody has waited for: the number cannot be anybody else's yet.
         pidfd = PidFd(process.pid)
@@ -113,12 +113,12 @@ def _above_standard(handle: HasFileno, lent: ExitStack) -> int:
     return lent.enter_context(OwnedFd(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD + 1))).fileno()
 
 
-def _execute(module: str, inherited: list[int], stderr: int | None) -> subprocess.Popen[bytes]:
+def _execute(role: str, inherited: list[int], stderr: int | None) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise WorkerStartError("sys.executable is empty: this interpreter does not know how to start another")
     # The same -W, -X, -O … as here; -P keeps the current directory from shadowing modules until sys.path is set.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    command = [sys.executable, *flags, "-P", "-m", module, *map(str, inherited)]
+    command = [sys.executable, *flags, "-P", "-m", "fdpool.worker", role, *map(str, inherited)]
     try:
         return subprocess.Popen(command, pass_fds=inherited, stderr=stderr, env=_environment(), process_group=0)
     except (FileNotFoundError, PermissionError) as exc:

@@ -78,7 +78,7 @@ class ZygoteProcess:
                 # The queue is empty, so what is missing is memory; whoever starts the zygote tries again later.
                 raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
             inherited = (theirs, lifeline, supervisor)
-            self.pid, self._pidfd = start_interpreter("fdpool.worker.zygote", *inherited, stderr=self.stderr.writer)
+            self.pid, self._pidfd = start_interpreter("zygote", *inherited, stderr=self.stderr.writer)
             tie(lifeline, self.pid)
             on_failure.pop_all()
 

@@ -1,4 +1,4 @@
-"""The zygote: a process that has loaded what workers need, and forks them: `python -m fdpool.worker.zygote`.
+"""The zygote: a process that has loaded what workers need, and forks them: `python -m fdpool.worker zygote`.
 
 It has one thread, runs no task, and forks siblings: its workers are its parent's children, and outlive it.
 """
@@ -220,25 +220,17 @@ def _update_environment(before: dict[str, str], now: dict[str, str]) -> None:
             os.environ[name] = value
 
 
-def main() -> int:
-    """Run as the zygote on the three descriptors named on the command line; return the exit code."""
-    numbers = sys.argv[1:]
-    if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
-        print(
-            "usage: python -m fdpool.worker.zygote CHANNEL LIFELINE SUPERVISOR\n"
-            "The numbers of three inherited descriptors; fdpool.open_pool() starts the zygote this way.",
-            file=sys.stderr,
-        )
-        return 2
+def run_zygote(channel_fd: int, lifeline_fd: int, supervisor_fd: int) -> int:
+    """Serve requests on inherited descriptors; return the exit code. In each worker it does not return."""
     _hold_standard_numbers()
-    for number in map(int, numbers):
+    for number in (channel_fd, lifeline_fd, supervisor_fd):
         # They had to survive one exec to get here; what a task executes must not get them.
         os.set_inheritable(number, False)
-    supervisor = PidFd.adopt(int(numbers[2]))
+    supervisor = PidFd.adopt(supervisor_fd)
     die_with_parent(supervisor)
     name_process("fdpool-zygote")
-    channel = BlockingChannel(socket.socket(fileno=int(numbers[0])), supervisor)
-    lifeline = socket.socket(fileno=int(numbers[1]))
+    channel = BlockingChannel(socket.socket(fileno=channel_fd), supervisor)
+    lifeline = socket.socket(fileno=lifeline_fd)
     birth = Zygote(channel, lifeline, supervisor).serve()
     if birth is not None:
         birth.live()
@@ -246,7 +238,3 @@ def main() -> int:
     lifeline.close()
     supervisor.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
