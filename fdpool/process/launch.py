@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _HOME: Final = str(Path(fdpool.__file__).resolve().parent.parent)
 _LAST_STANDARD: Final = 2
+_COUNTING_ERROR_BYTES: Final = 1 << 20
+"""How much of the same memory the kernel may count more from one moment to the next; see docs/kernel-notes.md."""
 
 
 class Launcher(Protocol):
@@ -71,7 +73,7 @@ class ExecLauncher:
             inherited = (*outfit.handles, supervisor)
             pid, pidfd = start_interpreter("worker", *inherited, stderr=outfit.stderr.writer)
             own_peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            return outfit.into_worker(pidfd, pid, own_peak_bytes)
+            return outfit.into_worker(pidfd, pid, own_peak_bytes + _COUNTING_ERROR_BYTES)
 
 
 def start_interpreter(role: str, *inherited: HasFileno, stderr: HasFileno | None = None) -> tuple[int, PidFd]:

@@ -55,7 +55,8 @@ def test_the_status_tells_the_peak_of_memory() -> None:
             peak = process.wait_exit().peak_rss_bytes
             assert peak is not None
             peaks.append(peak)
-    assert 64 << 20 <= peaks[1] - peaks[0] < 72 << 20
+    # The kernel adds up what each processor has counted now and then: docs/kernel-notes.md.
+    assert 60 << 20 < peaks[1] - peaks[0] < 72 << 20
 
 
 def test_a_status_that_somebody_else_collected_is_an_error() -> None:
