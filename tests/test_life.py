@@ -143,11 +143,7 @@ async def test_cancelling_a_pool_that_closes_kills_at_once() -> None:
 
 async def test_a_worker_that_never_gets_ready_is_killed() -> None:
     policy = Restart(intensity=0)
-    async with open_pool(1, ready_timeout=1.0, restart=policy) as pool:
-        (place,) = pool._supervisor._places
-        while place.life is None:
-            await trio.lowlevel.checkpoint()
-        os.kill(place.life.worker.pid, signal.SIGSTOP)
+    async with open_pool(1, initializer=signal.pause, ready_timeout=1.0, restart=policy) as pool:
         with pytest.raises(PoolBroken, match="it was not ready within 1 seconds"):
             await pool.run_sync(tasks.pid)
 
