@@ -170,6 +170,8 @@ class Life:
             # Somebody is taking it down already.
             return
         self._lifecycle.on(Event.SILENCE)
+        # It may go on in the meantime, woken by the very signal that asks for its stacks; its end is decided.
+        self.worker.is_condemned = True
         stacks = await dump_stacks(self.worker)
         self.worker.complaint = f"{reason}; its stacks then:\n{stacks}" if stacks else reason
         if self._lifecycle.state is State.STUCK:
