@@ -8,6 +8,7 @@ from fdpool.errors import FdLimitError, RemoteProtocolError
 from fdpool.kernel.message import recvmsg
 from fdpool.kernel.rights import take_wanted
 from fdpool.kernel.sender import SenderIdentity, identify_senders, identity_of, sender_ids, take_sender
+from fdpool.protocol.datagram import is_interjected
 from fdpool.transport import Message, Transport, close_all
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class IdentifyingTransport(Transport):
 
     def _check_sender(self, data: bytes, identity: SenderIdentity, fds: list[OwnedFd]) -> None:
         """Check that a chunk is of whoever began the message. Closes *fds*, which came with it, if it is not."""
+        if is_interjected(data):
+            # A message of its own: whoever sent it has no part in the one that is half here.
+            return
         if self._first is None or not self._assembler.is_continued_by(data):
             self._first = identity
         elif not self._first.may_be(identity):

@@ -18,6 +18,7 @@ from fdpool.kernel import HandleKind, HasFileno, MemFd, OwnedFd, handle_kind, re
 from fdpool.kernel.descriptor import fd_number
 from fdpool.kernel.kind import into_typed
 from fdpool.protocol.datagram import (
+    INTERJECTED_HEADER,
     MAX_DATAGRAM_BYTES,
     MAX_INLINE_BYTES,
     Assembler,
@@ -213,6 +214,17 @@ class Transport:
         """Close the socket, and the handles of a message that was only half there."""
         close_all(self._assembler.clear())
         self.socket.close()
+
+
+def interject(sock: socket.socket, payload: Buffer, flags: int = 0) -> None:
+    """Send a short message without handles, also while a transport has sent only half of another, from any thread.
+
+    It is one datagram, which the kernel takes whole or not at all. May raise whatever sendmsg(2) does.
+
+    Args:
+      payload: At most `MAX_INLINE_BYTES`.
+    """
+    sock.sendmsg((INTERJECTED_HEADER, payload), (), flags | _NOSIGNAL)
 
 
 def close_all(handles: list[Handle] | list[OwnedFd]) -> None:

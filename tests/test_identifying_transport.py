@@ -17,7 +17,7 @@ from fdpool.channel import Channel, open_channel_pair
 from fdpool.errors import FdLimitError, RemoteProtocolError
 from fdpool.identifying_transport import IdentifyingTransport
 from fdpool.kernel import EventFd, ScmPidfd, Sender, enable, peer_credentials
-from fdpool.transport import Message, Transport
+from fdpool.transport import Message, Transport, interject
 from tests.kernel.test_message import room_for
 from tests.support.leaks import descriptor_count
 from tests.support.sweep import cancellation_points
@@ -207,6 +207,25 @@ async def test_a_message_that_another_process_begins_takes_the_place_of_one_half
         with await right.receive() as message:
             assert (message.payload, ids(message)) == (b"next", ME)
         assert descriptor_count() == before
+
+
+async def test_a_process_that_interjects_has_its_own_name_and_no_part_in_the_message_half_there(
+    pair: tuple[Channel, Channel],
+) -> None:
+    left, right = pair
+    with EventFd() as event:
+        with left._transport.outgoing(b"ours", [event] * 600) as outgoing:
+            left._transport.send_next(outgoing)
+            child = in_child(lambda: interject(left._transport.socket, b"theirs"))
+            with await right.receive() as message:
+                assert (message.payload, ids(message)) == (b"theirs", (child, *ME[1:]))
+            in_child(lambda: left._transport.send_next(outgoing))
+            with pytest.raises(RemoteProtocolError, match="comes from another process"):
+                await right.receive()
+            left._transport.send_next(outgoing)
+            left._transport.send_next(outgoing)
+        with await right.receive() as message:
+            assert (message.payload, len(message.handles), ids(message)) == (b"ours", 600, ME)
 
 
 @pytest.mark.parametrize("garbage", [b"x", b"garbage that is longer than a header", bytes(70_000)])

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "stream": {"kernel", "protocol", "errors"},
     "connection": {"stream", "kernel", "protocol", "errors"},
     "connection_listener": {"connection", "kernel", "errors"},
-    "identifying_transport": {"transport", "kernel", "errors"},
+    "identifying_transport": {"transport", "kernel", "protocol", "errors"},
     "channel": {"identifying_transport", "transport", "kernel", "protocol", "errors"},
     "doorbell": {"kernel", "errors"},
     "background": set(),

@@ -2,7 +2,8 @@
 
 A message with more handles than one datagram takes is sent as several chunks. All its payload is in the
 first; a receiver that sees chunks out of order, or a new message before the last one is whole, knows that
-the rest will not come: datagrams of a socketpair arrive in order or not at all.
+the rest will not come: datagrams of a socketpair arrive in order or not at all. Only a message that is marked as
+interjected may come in between: it is one datagram without handles, and whoever sends it need not know of the other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from fdpool.errors import RemoteProtocolError
 VERSION: Final = 1
 SPILLED: Final = 0x1
 """Flag: the payload is the content of the first handle, a memfd, and not in the datagram."""
+INTERJECTED: Final = 0x2
+"""Flag: a whole message without handles, which may stand between the chunks of another one."""
 
 MAX_INLINE_BYTES: Final = 64 * 1024
 """The longest payload a datagram carries itself. A datagram must fit into the sender's SO_SNDBUF, 208 KiB by
@@ -31,6 +34,9 @@ MAX_DATAGRAM_BYTES: Final = _HEADER.size + MAX_HANDLES_PER_DATAGRAM + MAX_INLINE
 # All of the header but for the message id, which is last.
 _BARE: Final = _HEADER.pack(VERSION, 0, 0, 0, 1, 0)[:-8]
 _BARE_BYTES: Final = len(_BARE)
+
+INTERJECTED_HEADER: Final = _HEADER.pack(VERSION, INTERJECTED, 0, 0, 1, 0)
+"""What goes before the payload of a message that may be sent while another one is only half sent."""
 
 H = TypeVar("H")
 
@@ -76,6 +82,11 @@ def datagrams_for(
 def bare_header(message_id: int) -> bytes:
     """Return what goes before the payload of a message without handles, which is most messages."""
     return _HEADER.pack(VERSION, 0, 0, 0, 1, message_id)
+
+
+def is_interjected(data: bytes) -> bool:
+    """Whether *data* claims to be a message that may stand between the chunks of another."""
+    return len(data) >= _HEADER.size and bool(data[1] & INTERJECTED)
 
 
 def bare_payload(data: bytes) -> bytes | None:
@@ -137,6 +148,8 @@ class Assembler(Generic[H]):
         count = len(chunk.kinds)
         if not damaged and len(handles) != count:
             raise RemoteProtocolError(f"the header declares {count} handles and {len(handles)} arrived", data)
+        if chunk.is_interjected:
+            return Parts(chunk.message_id, 1, chunk.payload), []
         if chunk.place:
             partial, stale = self._continued_by(chunk, data), []
         else:
@@ -180,6 +193,7 @@ class _Chunk(NamedTuple):
     place: int
     chunks: int
     is_spilled: bool
+    is_interjected: bool
     kinds: bytes
     payload: bytes
 
@@ -191,10 +205,14 @@ def _parse(data: bytes) -> _Chunk:
     body = _HEADER.size + count
     if version != VERSION:
         raise RemoteProtocolError(f"a datagram of version {version}; this side speaks version {VERSION}", data)
-    if flags & ~SPILLED:
-        raise RemoteProtocolError(f"a datagram with flags {flags:#x}, of which {SPILLED:#x} is known", data)
+    if flags & ~(SPILLED | INTERJECTED):
+        known = SPILLED | INTERJECTED
+        raise RemoteProtocolError(f"a datagram with flags {flags:#x}, of which {known:#x} are known", data)
     if not index < chunks <= MAX_CHUNKS:
         raise RemoteProtocolError(f"a datagram that claims to be chunk {index} of {chunks}", data)
+    is_interjected = bool(flags & INTERJECTED)
+    if is_interjected and (flags & SPILLED or count or chunks > 1):
+        raise RemoteProtocolError("a message between the chunks of another has handles or chunks of its own", data)
     if len(data) < body:
         raise RemoteProtocolError(f"a datagram of {len(data)} bytes cannot name the kinds of {count} handles", data)
     is_spilled = bool(flags & SPILLED)
@@ -202,4 +220,4 @@ def _parse(data: bytes) -> _Chunk:
         raise RemoteProtocolError(f"a datagram with {len(data) - body} bytes of payload that do not belong there", data)
     if is_spilled and not count:
         raise RemoteProtocolError("the payload should be in a handle, and the datagram has none", data)
-    return _Chunk(message_id, index, chunks, is_spilled, data[_HEADER.size : body], data[body:])
+    return _Chunk(message_id, index, chunks, is_spilled, is_interjected, data[_HEADER.size : body], data[body:])

@@ -7,7 +7,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Final
 
-from fdpool.transport import DONTWAIT, PEER_GONE, TRY_LATER, Message, Outgoing, Transport
+from fdpool.transport import DONTWAIT, PEER_GONE, TRY_LATER, Message, Outgoing, Transport, interject
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,7 @@ class BlockingChannel:
         self._transport = Transport(sock)
         self._fd = sock.fileno()
         self.supervisor = supervisor
-        self._poll = select.poll()
-        self._poll.register(supervisor, select.POLLIN)
+        self._poll = new_poll(supervisor)
         self._glance = select.poll()
         self._glance.register(sock, select.POLLIN)
 
@@ -103,24 +102,87 @@ class BlockingChannel:
             while outgoing.pending:
                 try:
                     self._transport.send_next(outgoing, DONTWAIT)
-                except BlockingIOError:
-                    self._wait(select.POLLOUT)
                 except OSError as exc:
-                    if exc.errno in PEER_GONE:
-                        raise SupervisorGone from exc
-                    if exc.errno not in TRY_LATER:
-                        raise
-                    # No event tells when descriptors have left flight; see docs/kernel-notes.md, ETOOMANYREFS.
-                    self._wait(0, _PAUSE_MS)
+                    await_room(exc, self._poll, self._fd)
+
+    def duplicate_socket(self) -> socket.socket:
+        """Return a duplicate of the socket, the caller's to close."""
+        return self._transport.socket.dup()
 
     def close(self) -> None:
         """Close this end."""
         self._transport.close()
 
     def _wait(self, event: int, timeout_ms: int | None = None) -> None:
-        self._poll.register(self._fd, event)
-        ready = self._poll.poll(timeout_ms)
-        if any(fd != self._fd for fd, _ in ready):
-            raise SupervisorGone
-        if any(events & select.POLLNVAL for _, events in ready):
-            raise OSError(errno.EBADF, "a task closed the descriptor of the worker's channel")
+        wait_ready(self._poll, self._fd, event, timeout_ms)
+
+
+class SideChannel:
+    """Sends short messages beside those of a channel: from any thread, and in the middle of one of them.
+
+    Takes no lock and shares nothing but the socket, so that an exception out of a signal handler leaves nothing half
+    done: a message was sent, or it was not. Processes that a task forks can go on using it, which have no channel.
+
+    Owns a duplicate of the channel's socket.
+    """
+
+    def __init__(self, channel: BlockingChannel) -> None:
+        self._socket = channel.duplicate_socket()
+        self._supervisor = channel.supervisor
+
+    def send(self, payload: bytes) -> None:
+        """Send a message, waiting while the supervisor's queue is full.
+
+        Args:
+          payload: At most `MAX_INLINE_BYTES`.
+
+        Raises:
+          SupervisorGone: nobody will ever read it.
+          OSError: the socket was closed or replaced by somebody in this process.
+        """
+        while True:
+            try:
+                interject(self._socket, payload, DONTWAIT)
+                return
+            except OSError as exc:
+                # One for each wait: a poll object that is in use refuses a second thread.
+                await_room(exc, new_poll(self._supervisor), self._socket.fileno())
+
+    def close(self) -> None:
+        """Close the duplicate."""
+        self._socket.close()
+
+
+def new_poll(supervisor: PidFd) -> select.poll:
+    """Return a poll object that watches the supervisor."""
+    poll = select.poll()
+    poll.register(supervisor, select.POLLIN)
+    return poll
+
+
+def await_room(error: OSError, poll: select.poll, fd: int) -> None:
+    """Wait until a send on *fd* that failed with *error* is worth another try; raise if it never is."""
+    if isinstance(error, BlockingIOError):
+        wait_ready(poll, fd, select.POLLOUT)
+    elif error.errno in TRY_LATER:
+        # No event tells when descriptors have left flight; see docs/kernel-notes.md, ETOOMANYREFS.
+        wait_ready(poll, fd, 0, _PAUSE_MS)
+    elif error.errno in PEER_GONE:
+        raise SupervisorGone from error
+    else:
+        raise error
+
+
+def wait_ready(poll: select.poll, fd: int, event: int, timeout_ms: int | None = None) -> None:
+    """Wait for *event* on *fd*, with a poll object that watches the supervisor.
+
+    Raises:
+      SupervisorGone: it is dead.
+      OSError: the descriptor was closed.
+    """
+    poll.register(fd, event)
+    ready = poll.poll(timeout_ms)
+    if any(number != fd for number, _ in ready):
+        raise SupervisorGone
+    if any(events & select.POLLNVAL for _, events in ready):
+        raise OSError(errno.EBADF, "a task closed the descriptor of the worker's channel")

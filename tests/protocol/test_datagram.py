@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from fdpool.errors import RemoteProtocolError
 from fdpool.protocol.datagram import (
+    INTERJECTED_HEADER,
     MAX_CHUNKS,
     MAX_DATAGRAM_BYTES,
     MAX_HANDLES,
@@ -154,6 +156,44 @@ def test_a_spilled_payload_survives_the_loss_of_other_handles(lost: int, spill: 
     assert len(parts.kinds) == 399
 
 
+@settings(deadline=None)
+@given(
+    payloads=st.lists(st.binary(max_size=20), max_size=4), count=st.sampled_from([0, 254, 600]), at=st.integers(0, 3)
+)
+def test_an_interjected_message_neither_continues_nor_ends_another(payloads: list[bytes], count: int, at: int) -> None:
+    assembler: Assembler[int] = Assembler()
+    arrived: list[tuple[bytes, list[int]]] = []
+    # Of the same message id, which is of no consequence.
+    wires = lay_out(0, b"payload", list(range(count)))
+    wires[at:at] = [Wire(INTERJECTED_HEADER + payload, []) for payload in payloads]
+    for wire in wires:
+        parts, stale = assembler.feed(*wire)
+        assert stale == []
+        if parts is not None:
+            arrived.append((parts.payload, parts.handles))
+    assert (b"payload", list(range(count))) in arrived
+    arrived.remove((b"payload", list(range(count))))
+    assert arrived == [(payload, []) for payload in payloads]
+    assert assembler.is_idle
+
+
+@pytest.mark.parametrize(
+    ("flags", "kinds", "place", "chunks"), [(2, b"\x01", 0, 1), (2, b"", 1, 2), (2, b"", 0, 2), (3, b"\x02", 0, 1)]
+)
+def test_an_interjected_message_with_handles_or_chunks_is_refused(
+    flags: int, kinds: bytes, place: int, chunks: int
+) -> None:
+    assembler: Assembler[int] = Assembler()
+    first, second = lay_out(1, b"payload", list(range(300)))
+    assembler.feed(*first)
+    data = struct.pack("<BBHIIQ", 1, flags, len(kinds), place, chunks, 1) + kinds
+    with pytest.raises(RemoteProtocolError, match="has handles or chunks of its own"):
+        assembler.feed(data, [7] * len(kinds))
+    parts, _ = assembler.feed(*second)
+    assert parts is not None
+    assert parts.handles == list(range(300))
+
+
 GOOD = lay_out(5, b"payload", [1, 2])[0].data
 
 
@@ -168,7 +208,7 @@ def changed(offset: int, new: bytes) -> bytes:
         (GOOD[: HEADER_BYTES - 1], "19 bytes is shorter"),
         (GOOD[: HEADER_BYTES + 1], "21 bytes cannot name the kinds of 2 handles"),
         (changed(0, b"\x02"), "version 2; this side speaks version 1"),
-        (changed(1, b"\x82"), "flags 0x82, of which 0x1 is known"),
+        (changed(1, b"\x82"), "flags 0x82, of which 0x3 are known"),
         (changed(1, b"\x01"), "7 bytes of payload that do not belong there"),
         (changed(1, b"\x01\x00\x00")[:HEADER_BYTES], "should be in a handle, and the datagram has none"),
         (changed(2, b"\x03"), "declares 3 handles and 2 arrived"),

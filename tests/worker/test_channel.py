@@ -14,7 +14,7 @@ import pytest
 from fdpool.errors import FdLimitError, RemoteProtocolError
 from fdpool.kernel import EventFd, MemFd, PidFd
 from fdpool.transport import Transport
-from fdpool.worker.channel import BlockingChannel, SupervisorGone
+from fdpool.worker.channel import BlockingChannel, SideChannel, SupervisorGone
 from tests.support.leaks import descriptor_count
 from tests.test_transport import receive, room_for, send
 
@@ -209,6 +209,84 @@ def test_a_result_that_cannot_be_sent_leaves_the_channel_as_it_was(ends: tuple[B
         channel.outgoing(b"result", [event])
     channel.send_bytes(b"error")
     assert receive(transport).payload == b"error"
+
+
+@pytest.fixture
+def beside(ends: tuple[BlockingChannel, Transport]) -> Iterator[SideChannel]:
+    side = SideChannel(ends[0])
+    yield side
+    side.close()
+
+
+def test_a_message_beside_arrives_between_the_datagrams_of_another(
+    ends: tuple[BlockingChannel, Transport], beside: SideChannel
+) -> None:
+    channel, transport = ends
+    with EventFd() as event, channel.outgoing(b"long", [event] * 600) as outgoing:
+        for number in range(3):
+            channel._transport.send_next(outgoing)
+            beside.send(b"between %d" % number)
+        payloads = []
+        for _ in range(4):
+            with receive(transport) as message:
+                payloads.append((message.payload, len(message.handles)))
+    assert payloads == [(b"between 0", 0), (b"between 1", 0), (b"long", 600), (b"between 2", 0)]
+
+
+def test_many_threads_send_beside_a_long_message_that_waits_for_room(
+    ends: tuple[BlockingChannel, Transport], beside: SideChannel
+) -> None:
+    channel, transport = ends
+    fill(channel)
+    threads = [threading.Thread(target=beside.send, args=(b"%d" % number,)) for number in range(8)]
+    with EventFd() as event:
+        threads.append(threading.Thread(target=lambda: channel.send(channel.outgoing(b"long", [event] * 600))))
+        for thread in threads:
+            thread.start()
+        transport.socket.settimeout(5)
+        arrived: list[bytes] = []
+        while len(arrived) < len(threads):
+            message = transport.receive_next()
+            if message is not None and message.payload != b"filler":
+                arrived.append(message.payload)
+                assert len(message.handles) == (600 if message.payload == b"long" else 0)
+                message.close()
+        for thread in threads:
+            thread.join(5)
+    assert sorted(arrived) == [*(b"%d" % number for number in range(8)), b"long"]
+
+
+def test_the_death_of_the_supervisor_ends_a_send_beside_that_waits(
+    ends: tuple[BlockingChannel, Transport], beside: SideChannel, supervisor: Supervisor
+) -> None:
+    fill(ends[0])
+    supervisor.die()
+    with pytest.raises(SupervisorGone):
+        beside.send(b"nobody")
+
+
+def test_a_send_beside_to_a_closed_end_finds_the_supervisor_gone(
+    ends: tuple[BlockingChannel, Transport], beside: SideChannel
+) -> None:
+    ends[1].close()
+    for _ in range(2):  # first ECONNREFUSED, then ENOTCONN
+        with pytest.raises(SupervisorGone):
+            beside.send(b"nobody")
+
+
+def test_a_process_that_has_no_channel_any_more_can_send_beside_it(
+    ends: tuple[BlockingChannel, Transport], beside: SideChannel
+) -> None:
+    channel, transport = ends
+    pid = os.fork()
+    if pid == 0:
+        try:
+            channel.close()
+            beside.send(b"from a child")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert receive(transport).payload == b"from a child"
 
 
 def test_bad_messages_are_errors_that_leave_the_channel_as_it_was(ends: tuple[BlockingChannel, Transport]) -> None:
