@@ -607,7 +607,8 @@ async def open_pool(
         launcher: Launcher = ExecLauncher(pipes)
         if start == "zygote":
             launcher = Zygote(encode_setup(settings, modules), terms.restart, ready_timeout, pipes)
-        supervisor = Supervisor(size, encode_settings(settings), terms, dispatcher, launcher, events.tell)
+        make_settings = partial(encode_settings, settings)
+        supervisor = Supervisor(size, make_settings, terms, dispatcher, launcher, events.tell)
         dispatcher.staff = supervisor
         nursery.start_soon(supervisor.run)
         nursery.start_soon(dispatcher.let_idle_go)

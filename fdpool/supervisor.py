@@ -25,7 +25,7 @@ class Supervisor:
 
     Args:
       size: How many workers there should be.
-      settings: What each is told first; see `encode_settings`.
+      settings: Makes what one that starts now is told first; see `encode_settings`.
       terms: What they are held to.
       employer: Who gives them work.
       launcher: What starts one; the seam for tests.
@@ -35,7 +35,7 @@ class Supervisor:
     def __init__(
         self,
         size: int,
-        settings: bytes,
+        settings: Callable[[], bytes],
         terms: Terms,
         employer: Employer,
         launcher: Launcher,
@@ -179,7 +179,7 @@ class Supervisor:
         """Start a worker and see it through; return how long it was ready, and whether it ended in a call."""
         place.lifecycle.on(Event.START)
         try:
-            worker = await self._launcher.launch(self._settings)
+            worker = await self._launcher.launch(self._settings())
         except BaseException as exc:
             place.lifecycle.on(Event.EXIT)
             if isinstance(exc, ZygoteError) or not isinstance(exc, OSError | WorkerStartError):

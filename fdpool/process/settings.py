@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from fdpool.protocol.tasks import Operation, encode
+from fdpool.protocol.warning_filters import tell_filters
 
 if TYPE_CHECKING:
     from fdpool.protocol.limits import Limits
@@ -21,7 +23,7 @@ def worker_settings(
     *,
     reports_crashes: bool,
 ) -> dict[str, object]:
-    """Return what `encode_settings` lays out.
+    """Return what `encode_settings` lays out, but for what is looked at anew for each worker.
 
     Args:
       main: How the running script is loaded again: by module name, by path, or not at all.
@@ -45,5 +47,12 @@ def worker_settings(
 
 
 def encode_settings(settings: dict[str, object]) -> bytes:
-    """Lay out the message that every worker gets first."""
-    return encode(Operation.SETTINGS, body=pickle.dumps(settings))
+    """Lay out the message that a worker which starts now gets first."""
+    return encode(Operation.SETTINGS, body=pickle.dumps(settings | current_settings()))
+
+
+def current_settings() -> dict[str, object]:
+    """Return what is added to those: how things stand here at this moment."""
+    return {
+        "warning_filters": tell_filters(warnings.filters),
+    }

@@ -10,6 +10,7 @@ import trio
 
 from fdpool.errors import WorkerStartError, ZygoteError
 from fdpool.process.outfit import Outfit
+from fdpool.process.settings import current_settings
 from fdpool.process.zygote_process import ZygoteProcess
 from fdpool.protocol.restart import Restart, RestartHistory
 from fdpool.protocol.zygote import ZygoteOperation, encode
@@ -158,4 +159,5 @@ def encode_setup(worker_settings: dict[str, object], preload: list[str]) -> byte
       worker_settings: How to be like the process that starts it.
       preload: The names of the modules to load, in order.
     """
-    return encode(ZygoteOperation.SETUP, body=pickle.dumps({"worker": worker_settings, "preload": preload}))
+    setup = {"worker": worker_settings | current_settings(), "preload": preload}
+    return encode(ZygoteOperation.SETUP, body=pickle.dumps(setup))

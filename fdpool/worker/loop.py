@@ -28,7 +28,9 @@ from fdpool.worker.forks import leave_if_forked, part_with_forks
 from fdpool.worker.interrupt import Interruptible
 from fdpool.worker.limits import apply_limits, note_limit
 from fdpool.worker.main_module import load_main, stand_in_for_main
+from fdpool.worker.output import keep_lines_whole
 from fdpool.worker.vitals import answer_dump_signal, report_crashes, start_beating
+from fdpool.worker.warning_filters import apply_warning_filters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -283,6 +285,8 @@ def apply_settings(settings: dict[str, Any]) -> None:
         os.environ.pop("PYTHONPATH", None)
     else:
         os.environ["PYTHONPATH"] = settings["python_path"]
+    keep_lines_whole()
+    apply_warning_filters(settings["warning_filters"])
     stand_in_for_main()
     set_main_loader(partial(load_main, settings["main_module"], settings["main_path"]))
 
