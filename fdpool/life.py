@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from fdpool.errors import FdLimitError, RemoteProtocolError
+from fdpool.process.records import take_in_record
 from fdpool.process.vitals import dump_stacks, wait_silent
 from fdpool.protocol.ladder import Ladder, Step
 from fdpool.protocol.lifecycle import Event, Lifecycle, State
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from fdpool.process.oom import OomKills
     from fdpool.process.worker_process import WorkerProcess
     from fdpool.transport import Message
+
+
+RECORDS_AT_ONCE: Final = 20
+"""How many log records of one worker are taken in before other tasks may run. One at a time costs twice as much."""
 
 
 class Employer(Protocol):
@@ -188,10 +193,9 @@ class Life:
 
     async def _listen(self) -> None:
         while True:
-            # One message for each time it is readable: looking for another would most often be in vain.
             await self.worker.channel.wait_readable()
             try:
-                self._receive()
+                self._hear_some()
             except trio.WouldBlock:
                 continue
             except OSError as exc:
@@ -205,7 +209,15 @@ class Life:
             while True:
                 self._receive()
 
-    def _hear(self, message: Message) -> None:
+    def _hear_some(self) -> None:
+        """Take in what has come: one message, but of log records, which come in bursts, several."""
+        for _ in range(RECORDS_AT_ONCE):
+            # Looking for another one behind an answer would most often be in vain.
+            if self._receive() is not Operation.LOG:
+                return
+
+    def _hear(self, message: Message) -> Operation:
+        """Take in one message; return what it was."""
         try:
             operation, _, call, body = decode(message.payload, FROM_WORKER)
         except RemoteProtocolError:
@@ -221,18 +233,25 @@ class Life:
         elif operation is Operation.NOT_READY:
             message.close()
             self.worker.complaint = str(body, "utf-8", "replace")
+        elif operation is Operation.LOG:
+            message.close()
+            take_in_record(body)
         else:
             self._employer.worker_said(self.worker, operation, call, message)
+        return operation
 
-    def _receive(self) -> None:
+    def _receive(self) -> Operation | None:
         """Take in one message; report one that lost its handles, and end the life of a worker that sends a bad one.
+
+        Returns:
+          What it was, if there was nothing wrong with it.
 
         Raises:
           trio.WouldBlock: there is none.
         """
         try:
             try:
-                self._hear(self.worker.channel.receive_nowait())
+                return self._hear(self.worker.channel.receive_nowait())
             except FdLimitError as exc:
                 _, _, call, _ = decode(exc.data, FROM_WORKER)
                 self._employer.worker_lost_handles(self.worker, call, exc)
@@ -241,3 +260,4 @@ class Life:
             self.worker.complaint = str(exc)
             self.kill()
             self._employer.worker_misbehaved(self.worker, exc)
+        return None

@@ -523,6 +523,7 @@ async def open_pool(
     grace_period: float = 1.0,
     mapping: MappingMode = "private",
     memory_budget: int | None = None,
+    forward_logging: bool = True,
 ) -> AsyncIterator[Pool]:
     """Open a pool of worker processes.
 
@@ -559,6 +560,8 @@ async def open_pool(
           copied, and nobody else sees the writes; "readonly"; or "copy", in ordinary memory.
       memory_budget: How many bytes calls under way may have copied for their workers; further calls wait, in order.
           No limit by default. What lies in memory of `fdpool.allocate` and its like is not copied, nor counted.
+      forward_logging: Whether what is logged in workers reaches the loggers of the same names here, whose handlers then
+          run in this thread. If not, workers log as their own modules set it up.
 
     Raises:
       ValueError: *workers*, *max_tasks_per_worker*, *max_rss* or *memory_budget* is less than 1, *grace_period*
@@ -602,7 +605,12 @@ async def open_pool(
         prepared = None if initializer is None else pack_in_band((initializer, initargs))
         beat_interval = None if liveness is None else liveness / (2 * CHECKS_PER_LIVENESS)
         settings = worker_settings(
-            functions.main_origin(), prepared, terms.limits, beat_interval, reports_crashes=pipes.is_remembered
+            functions.main_origin(),
+            prepared,
+            terms.limits,
+            beat_interval,
+            reports_crashes=pipes.is_remembered,
+            forward_logging=forward_logging,
         )
         launcher: Launcher = ExecLauncher(pipes)
         if start == "zygote":

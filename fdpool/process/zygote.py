@@ -159,5 +159,5 @@ def encode_setup(worker_settings: dict[str, object], preload: list[str]) -> byte
       worker_settings: How to be like the process that starts it.
       preload: The names of the modules to load, in order.
     """
-    setup = {"worker": worker_settings | current_settings(), "preload": preload}
+    setup = {"worker": worker_settings | current_settings(worker_settings), "preload": preload}
     return encode(ZygoteOperation.SETUP, body=pickle.dumps(setup))

@@ -40,6 +40,8 @@ class Operation(enum.IntEnum):
     """From a worker: the call raised; a packed (type name, text, traceback, pickled exception)."""
     ITEM = 21
     """From a worker: the next item of a stream, packed; what ends the stream is a `RESULT` or an `ERROR`."""
+    LOG = 24
+    """From a worker, at any time: a log record; see `fdpool.protocol.records`."""
     MEMORY = 40
     """Either way: news about memory, and nothing else."""
 
@@ -70,6 +72,7 @@ FROM_WORKER: Final = frozenset(
         Operation.RESULT,
         Operation.ERROR,
         Operation.ITEM,
+        Operation.LOG,
         Operation.MEMORY,
     }
 )

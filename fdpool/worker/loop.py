@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import socket
 import sys
+import threading
 import warnings
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -24,6 +26,7 @@ from fdpool.protocol.page import ControlPage
 from fdpool.protocol.tasks import REPORT_BEGUN, TO_WORKER, TRIM, Operation, decode, encode
 from fdpool.protocol.window import decode_taken
 from fdpool.worker.channel import BlockingChannel, SupervisorGone
+from fdpool.worker.ending import write_out
 from fdpool.worker.forks import leave_if_forked, part_with_forks
 from fdpool.worker.interrupt import Interruptible
 from fdpool.worker.limits import apply_limits, note_limit
@@ -48,6 +51,7 @@ def run_worker(channel_fd: int, page_fd: int, lifeline_fd: int, supervisor_fd: i
     for number in (channel_fd, page_fd, lifeline_fd, supervisor_fd):
         # They had to survive one exec to get here; what a task executes must not get them.
         os.set_inheritable(number, False)
+    code = 0
     with ExitStack() as stack:
         supervisor = stack.enter_context(PidFd.adopt(supervisor_fd))
         die_with_parent(supervisor)
@@ -68,20 +72,27 @@ def run_worker(channel_fd: int, page_fd: int, lifeline_fd: int, supervisor_fd: i
                 settings = pickle.loads(body)
             # They are sent once this process leads a group, so that what it starts from now on dies with it.
             apply_settings(settings)
+            if settings["records"] is not None:
+                from fdpool.worker.records import forward_records
+
+                stack.callback(forward_records(channel, settings["records"]).stop)
             apply_limits(settings["limits"])
             if settings["beat_interval"] is not None:
                 start_beating(page, settings["beat_interval"])
             if settings["initializer"] is not None and not _initialize(channel, settings["initializer"]):
-                return EXIT_NOT_INITIALIZED
-            channel.send_bytes(encode(Operation.READY))
-            Server(channel, page, calls).serve()
+                code = EXIT_NOT_INITIALIZED
+            else:
+                channel.send_bytes(encode(Operation.READY))
+                Server(channel, page, calls).serve()
         except SupervisorGone:
-            return 0
+            pass
         except OSError as exc:
             print(f"fdpool worker {os.getpid()}: the channel to its supervisor is lost: {exc}", file=sys.stderr)
             # The descriptors may be somebody else's by now: leave them to the kernel.
             os._exit(EXIT_CHANNEL_LOST)
-    return 0
+        # As long as there is a channel: what is logged meanwhile still arrives.
+        end_program()
+    return code
 
 
 class Server:
@@ -273,6 +284,14 @@ def _initialize(channel: BlockingChannel, initializer: bytes) -> bool:
         channel.send_bytes(encode(Operation.NOT_READY, body=f"its initializer raised:\n{trace}".encode()))
         return False
     return True
+
+
+def end_program() -> None:
+    """Do what an interpreter does at its end for its user: wait for threads, call what was registered, flush."""
+    # As multiprocessing does; an interpreter that ends in the ordinary way finds nothing left to do.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    write_out()
 
 
 def apply_settings(settings: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ It has one thread, runs no task, and forks siblings: its workers are its parent'
 
 from __future__ import annotations
 
-import atexit
 import gc
 import importlib
 import os
@@ -74,6 +73,9 @@ class Zygote:
             _, _, body = decode(message.payload, frozenset({ZygoteOperation.SETUP}))
         settings = pickle.loads(body)
         apply_settings(settings["worker"])
+        if settings["worker"]["records"] is not None:
+            # Loaded here once for all workers, each of which sends its own records.
+            import fdpool.worker.records  # noqa: F401
         self._environment = dict(os.environ)
         if not can_fork_sibling():
             raise Unfit("this kernel or machine is not known to fork siblings; start='exec' works everywhere")
@@ -146,10 +148,8 @@ class Birth:
         """Be the worker, then exit."""
         channel, page, lifeline = (handle.detach() for handle in self._handles)
         code = run_worker(channel, page, lifeline, self._supervisor.detach())
-        # What an interpreter does at its end for its user, as in multiprocessing. Taking all modules apart as well
-        # would write to every page shared with the zygote: with NumPy, 15 ms for each worker (Linux 6.18).
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+        # Taking all modules apart would write to every page shared with the zygote: with NumPy, 15 ms for each worker
+        # (Linux 6.18). What an interpreter does at its end for its user has been done.
         end_process(code)
 
 

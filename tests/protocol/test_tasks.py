@@ -60,5 +60,6 @@ def test_the_numbers_that_travel_never_change() -> None:
         "RESULT": 19,
         "ERROR": 20,
         "ITEM": 21,
+        "LOG": 24,
         "MEMORY": 40,
     }
