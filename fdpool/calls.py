@@ -18,6 +18,7 @@ from fdpool.protocol.window import STREAM_BYTES, STREAM_ITEMS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fdpool.memory.context import Variable
     from fdpool.memory.exchange import Wrapped
     from fdpool.memory.parcel import Packed, Parcel
     from fdpool.memory.received import MappingMode
@@ -40,6 +41,7 @@ class CallOptions:
       mapping: How its big buffers arrive.
       stream_items: How many items of a stream may wait for their consumer.
       stream_bytes: From how many bytes on no further item of a stream is made while others wait.
+      context: The context variables that have their caller's values while it runs.
     """
 
     on_cancel: OnCancel = "interrupt"
@@ -48,6 +50,7 @@ class CallOptions:
     mapping: MappingMode = "private"
     stream_items: int = STREAM_ITEMS
     stream_bytes: int = STREAM_BYTES
+    context: tuple[Variable, ...] = ()
 
     def __post_init__(self) -> None:
         if self.on_cancel not in ("interrupt", "kill", "wait"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import itertools
 import os
 import threading
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 
 from fdpool.errors import PoolBroken
+from fdpool.memory.context import run_apart
 from fdpool.pool import Pool, open_pool
 from fdpool.process.cpus import default_workers
 
@@ -109,6 +111,7 @@ class Executor(StandardExecutor):
         self._lock = threading.Lock()
         self._background: _Background | None = None
         self._open = open_it
+        self._takes_context = bool(options.get("context"))
         self._is_shut_down = False
         self._finalizer: weakref.finalize[Any, Executor] | None = None
 
@@ -151,7 +154,9 @@ class Executor(StandardExecutor):
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout)
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
-        results = super().map(partial(_call_each, fn), chunks, timeout=timeout)
+        # Each item sees the context of the caller, and not what another one has made of it.
+        each = partial(run_apart, fn) if self._takes_context else fn
+        results = super().map(partial(_call_each, each), chunks, timeout=timeout)
         return itertools.chain.from_iterable(results)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -199,7 +204,9 @@ class _Background:
             return
         with self._lock:
             self._futures.add(future)
-        self._soon(self._nursery.start_soon, self._call, future, function, args, kwargs)
+        # In a copy of the caller's context, whose variables the call may be asked to take along.
+        context = contextvars.copy_context()
+        self._soon(context.run, partial(self._nursery.start_soon, self._call, future, function, args, kwargs))
 
     def cancel_pending(self) -> None:
         """Cancel every call that has not begun, from any thread."""

@@ -19,7 +19,8 @@ from fdpool.life import Terms
 from fdpool.mapping import BUFFER_BYTES, MapOptions, Results, open_results
 from fdpool.memory import functions
 from fdpool.memory.chunks import run_async_chunk, run_chunk
-from fdpool.memory.pickling import gather, pack_in_band, share
+from fdpool.memory.context import find_variables, gather_task, run_apart
+from fdpool.memory.pickling import pack_in_band, share
 from fdpool.process.cpus import default_workers
 from fdpool.process.launch import ExecLauncher
 from fdpool.process.settings import encode_settings, worker_settings
@@ -80,6 +81,7 @@ class Pool:
         mapping: MappingMode | None = None,
         stream_items: int | None = None,
         stream_bytes: int | None = None,
+        context: Iterable[str] | None = None,
     ) -> Pool:
         """Return the same pool, its calls treated otherwise; what is not given stays as it is.
 
@@ -94,9 +96,11 @@ class Pool:
           stream_items: How many items of a stream may wait for their consumer; 16 by default.
           stream_bytes: From how many bytes on no further item of a stream is made; 64 MiB by default. One larger item
               is always allowed.
+          context: The names of context variables whose values travel with calls; see `open_pool`.
 
         Raises:
-          ValueError: an option has no such value.
+          ValueError: an option has no such value, or a context variable is not found.
+          TypeError: what a name in *context* stands for is no context variable.
         """
         given = {
             "on_cancel": on_cancel,
@@ -105,6 +109,7 @@ class Pool:
             "mapping": mapping,
             "stream_items": stream_items,
             "stream_bytes": stream_bytes,
+            "context": None if context is None else find_variables(context),
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return self._with(replace(self._options, **changes), self._reservation)
@@ -174,7 +179,7 @@ class Pool:
         _check_callable(function)
         if not is_async and inspect.iscoroutinefunction(function):
             raise TypeError(f"{name_of(function)} is an async function: call it with run, not with run_sync")
-        gathered = gather((function, args, kwargs), self._options.mapping)
+        gathered = self._gather((function, args, kwargs))
         call = await self._perform_within_budget(name_of(function), gathered, begins, is_async)
         return call.outcome()
 
@@ -293,7 +298,9 @@ class Pool:
         if not iterables:
             raise TypeError(f"{'map' if is_async else 'map_sync'} needs at least one iterable to draw arguments from")
         chunk = run_async_chunk if is_async else run_chunk
-        call = partial(self._call_chunk, name_of(function), is_async, chunk, function)
+        # Each item by itself, whether or not it shares its call with others; async ones are tasks of their own anyway.
+        each = partial(run_apart, function) if self._options.context and not is_async else function
+        call = partial(self._call_chunk, name_of(function), is_async, chunk, each)
         return open_results(options, call, iterables)
 
     async def share(self, value: T) -> Shared[T]:
@@ -410,10 +417,13 @@ class Pool:
 
     async def _call_chunk(self, name: str, is_async: bool, function: Callable[..., Any], *args: Any) -> tuple[Any, int]:
         """Make a call of several items, under the name of what they are for; return what came of it, and how big."""
-        gathered = gather((function, args, {}), self._options.mapping)
+        gathered = self._gather((function, args, {}))
         call = await self._perform_within_budget(name, gathered, None, is_async)
         nbytes = call.answer_bytes
         return call.outcome(), nbytes
+
+    def _gather(self, task: tuple[Any, ...]) -> Gathered:
+        return gather_task(task, self._options.mapping, self._options.context)
 
     async def _perform_within_budget(
         self, name: str, gathered: Gathered, begins: Callable[[], bool] | None, is_async: bool
@@ -524,6 +534,7 @@ async def open_pool(
     mapping: MappingMode = "private",
     memory_budget: int | None = None,
     forward_logging: bool = True,
+    context: Iterable[str] = (),
 ) -> AsyncIterator[Pool]:
     """Open a pool of worker processes.
 
@@ -562,12 +573,14 @@ async def open_pool(
           No limit by default. What lies in memory of `fdpool.allocate` and its like is not copied, nor counted.
       forward_logging: Whether what is logged in workers reaches the loggers of the same names here, whose handlers then
           run in this thread. If not, workers log as their own modules set it up.
+      context: The names of context variables, `"package.module:variable"`. The values that they have where a call is
+          made travel with its arguments, and the function sees them, for as long as it runs.
 
     Raises:
       ValueError: *workers*, *max_tasks_per_worker*, *max_rss* or *memory_budget* is less than 1, *grace_period*
           negative, *idle_timeout*, *ready_timeout* or *liveness* not positive, *on_cancel*, *start*, *stderr*
-          or *mapping* unknown, or something is to be preloaded without a zygote.
-      TypeError: *preload* is one string.
+          or *mapping* unknown, something is to be preloaded without a zygote, or a context variable is not found.
+      TypeError: *preload* or *context* is one string, or what a name in *context* stands for is no context variable.
       Exception: whatever pickling *initializer* and *initargs* raises.
       RuntimeError: a worker is loading the script that opens this pool: it lacks its main guard.
     """
@@ -577,7 +590,7 @@ async def open_pool(
     tenure = Tenure(max_tasks_per_worker, max_rss, idle_timeout)
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget is {memory_budget} bytes: nothing fits into that")
-    options = CallOptions(on_cancel, grace_period, mapping=mapping)
+    options = CallOptions(on_cancel, grace_period, mapping=mapping, context=find_variables(context))
     if start not in ("zygote", "exec"):
         raise ValueError(f"start is {start!r}, not 'zygote' or 'exec'")
     if isinstance(preload, str):

@@ -10,7 +10,7 @@ import trio
 
 from fdpool.calls import Call
 from fdpool.errors import RemoteError, TaskCancelled, WorkerDied
-from fdpool.memory.pickling import gather
+from fdpool.memory.context import gather_task
 from fdpool.protocol.tasks import Operation, encode
 from fdpool.protocol.window import ReceivingWindow, encode_taken
 
@@ -260,7 +260,7 @@ async def open_stream(
     Cancellation: always a checkpoint. The generator has ended before `trio.Cancelled` leaves.
     """
     await trio.lowlevel.checkpoint()
-    async with memory.pack(gather(function_and_window, options.mapping)) as packed:
+    async with memory.pack(gather_task(function_and_window, options.mapping, options.context)) as packed:
         call = StreamCall(next(dispatcher.numbers), name, packed, options, reservation, is_async=is_async)
         items: Items[Any] = Items(call, memory)
         dispatcher.submit(call)

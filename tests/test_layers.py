@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"kernel", "protocol", "errors"},
     "process": {"channel", "transport", "kernel", "protocol", "errors"},
     "joblib": {"executor", "process"},
-    "executor": {"pool", "process", "errors"},
+    "executor": {"pool", "process", "memory", "errors"},
     "calls": {"process", "memory", "protocol", "transport", "errors"},
     "events": set(),
     "statistics": {"warehouse"},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from fdpool.errors import TaskCancelled
+from fdpool.memory.context import set_values
 from fdpool.memory.pickling import unpack
 from fdpool.protocol.tasks import AT_NEXT_ITEM, TO_WORKER, WHATEVER_RUNS, Operation, decode
 from fdpool.worker.async_stream import AsyncStream
@@ -132,8 +133,11 @@ class _Loop:
         try:
             with self._scopes[call]:
                 if stream is None:
-                    function, args, kwargs = unpack(parcel, message.handles)
-                    remains.append((args, kwargs))
+                    function, args, kwargs, *carried = unpack(parcel, message.handles)
+                    remains.append((args, kwargs, carried))
+                    if carried:
+                        # A task's context is its own.
+                        set_values(*carried)
                     value: Any = await _awaitable(function, args, kwargs)
                     leave_if_forked()
                     remains.append(value)

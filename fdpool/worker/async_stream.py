@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from fdpool.memory.context import set_values
 from fdpool.memory.pickling import unpack
 from fdpool.worker.forks import leave_if_forked
 from fdpool.worker.streaming import Outlet
@@ -59,9 +60,12 @@ class AsyncStream:
           Exception: what loading the arguments, the generator, or packing an item raised.
           SupervisorGone: nobody takes the items any more.
         """
-        function, args, kwargs, *window = unpack(parcel, message.handles)
-        remains.append((args, kwargs))
-        outlet = Outlet(self._server, self._call, function, parcel.mode, *window)
+        function, args, kwargs, items, nbytes, *carried = unpack(parcel, message.handles)
+        remains.append((args, kwargs, carried))
+        if carried:
+            # A task's context is its own.
+            set_values(*carried)
+        outlet = Outlet(self._server, self._call, function, parcel.mode, items, nbytes)
         remains.append(outlet)
         self._window = outlet.window
         generator: Any = function(*args, **kwargs)

@@ -17,6 +17,7 @@ from fdpool.errors import FdLimitError
 from fdpool.kernel import MemFd, PidFd
 from fdpool.kernel.process_control import die_with_parent, name_process
 from fdpool.memory.arena import IDLE_SECONDS, arena
+from fdpool.memory.context import context_with
 from fdpool.memory.exceptions import tell
 from fdpool.memory.exchange import Exchange
 from fdpool.memory.functions import set_main_loader
@@ -239,9 +240,10 @@ class Server:
 
     def _run(self, call: int, parcel: Parcel, message: Message, remains: list[object]) -> tuple[Operation, Packed]:
         try:
-            function, args, kwargs = unpack(parcel, message.handles)
-            remains.append((args, kwargs))
-            value = self.calls.call(call, function, args, kwargs)
+            function, args, kwargs, *carried = unpack(parcel, message.handles)
+            remains.append((args, kwargs, carried))
+            in_context = partial(context_with(*carried).run, function) if carried else function
+            value = self.calls.call(call, in_context, args, kwargs)
             remains.append(value)
         except BaseException as exc:
             leave_if_forked(exc)

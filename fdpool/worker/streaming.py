@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from fdpool.errors import TaskCancelled
+from fdpool.memory.context import context_with
 from fdpool.memory.handles import close_given
 from fdpool.memory.pickling import pack, unpack
 from fdpool.protocol.tasks import DURING_STREAM, WHATEVER_RUNS, Operation, decode
@@ -17,6 +19,7 @@ from fdpool.worker.loop import drop_quietly, name_of, pack_error, pack_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextvars import Context
 
     from fdpool.memory.parcel import Packed, Parcel
     from fdpool.memory.received import MappingMode
@@ -103,6 +106,7 @@ class _Stream:
         self._call = call
         self._window = SendingWindow(1, 1)
         self._is_unwanted = False
+        self._context: Context | None = None
 
     def run(self, parcel: Parcel, message: Message, remains: list[object]) -> tuple[Operation, Packed]:
         """Send the items, and return what came of it all; what else is left behind goes into *remains*.
@@ -113,14 +117,17 @@ class _Stream:
         iterator: Any = None
         is_whole = False
         try:
-            function, args, kwargs, *window = unpack(parcel, message.handles)
-            remains.append((args, kwargs))
-            iterator = self._server.calls.call(self._call, _iterate, (function, args, kwargs), {})
-            outlet = Outlet(self._server, self._call, function, parcel.mode, *window)
+            function, args, kwargs, items, nbytes, *carried = unpack(parcel, message.handles)
+            remains.append((args, kwargs, carried))
+            if carried:
+                self._context = context_with(*carried)
+            iterator = self._server.calls.call(self._call, self._in_context(_iterate), (function, args, kwargs), {})
+            outlet = Outlet(self._server, self._call, function, parcel.mode, items, nbytes)
             remains.append(outlet)
             self._window = outlet.window
+            advance = self._in_context(next)
             while self._wait_for_room():
-                item = self._server.calls.call(self._call, next, (iterator, _END), {})
+                item = self._server.calls.call(self._call, advance, (iterator, _END), {})
                 leave_if_forked()
                 if item is _END:
                     is_whole = True
@@ -137,10 +144,15 @@ class _Stream:
             (remains if isinstance(exc, TaskCancelled) and self._is_interrupted else self.errors).append(exc)
         self._close(iterator)
         leave_if_forked()
+        self._context = None
         remains.append(iterator)
         if self.errors:
             return Operation.ERROR, pack_error(self.errors[0])
         return pack_result(None, None, parcel.mode) if is_whole else (Operation.ERROR, pack_error(TaskCancelled()))
+
+    def _in_context(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what calls *function* as the generator's code is to be called: in its context, if it has one."""
+        return function if self._context is None else partial(self._context.run, function)
 
     @property
     def _is_interrupted(self) -> bool:
@@ -182,6 +194,7 @@ class _Stream:
         close = getattr(iterator, "close", None)
         if close is None:
             return
+        close = self._in_context(close)
         try:
             try:
                 self._server.calls.call(self._call, close, (), {})
