@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import trio
 
 from fdpool.errors import RemoteError, RemoteProtocolError
-from fdpool.memory.exceptions import rebuild, tell
+from fdpool.memory.exceptions import OwnContext, rebuild, tell
 from fdpool.memory.parcel import MODES
 from fdpool.memory.pickling import unpack
 from fdpool.protocol.tasks import Operation
@@ -192,8 +192,8 @@ class Call:
         if self.operation is Operation.RESULT:
             return value
         error = rebuild(value)
-        # From its cause, which rebuilding has set: the traceback it had over there.
-        raise error from error.__cause__
+        with OwnContext(error):
+            raise error
 
     def open(self, message: Message, parcel: Parcel) -> Any:
         """Return the objects in a message of this call, which is closed."""
@@ -207,7 +207,7 @@ class Call:
                 raise
             except SystemExit as exc:
                 # Loading runs code of the objects; exiting this program is nothing that a result may do.
-                name, text, trace, _ = tell(exc)
+                name, text, trace, *_ = tell(exc)
                 raise RemoteError(name, text, trace) from None
 
     def _drop_answer(self) -> None:

@@ -205,7 +205,7 @@ class RemoteError(Exception):
     Attributes:
       type_name: The qualified name of the exception's class.
       text: What `str()` said of it over there.
-      traceback: The formatted traceback from the worker.
+      traceback: The formatted traceback from the worker; empty for the cause of another exception that has its own.
     """
 
     def __init__(self, type_name: str, text: str, traceback: str) -> None:
@@ -215,11 +215,11 @@ class RemoteError(Exception):
         self.traceback = traceback
 
     def __str__(self) -> str:
-        return f"{self.type_name}: {self.text}\n\n{self.traceback}"
+        return "\n\n".join(filter(None, (f"{self.type_name}: {self.text}", self.traceback)))
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - a traceback in an exception's clothes, for the chain of causes
-    """The traceback of an exception as the worker saw it; the `__cause__` of the exception raised here."""
+    """The traceback of an exception as the worker saw it; without tblib the `__cause__` of what is raised here."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Sel
 import trio
 
 from fdpool.background import open_background
-from fdpool.memory.exceptions import rebuild
+from fdpool.memory.exceptions import OwnContext, rebuild
 from fdpool.progress import Progress, open_progress
 from fdpool.sources import Zipped, total_of
 
@@ -268,8 +268,12 @@ class Results(Generic[T]):
             self._adapt(seconds / len(chunk), nbytes / len(chunk))
             for index, (value, told) in enumerate(outcomes, first):
                 self._put(index, value, None if told is None else rebuild(told), nbytes // len(chunk))
+            # The frames of a traceback that was rebuilt refer to this one, and must not keep what other items returned.
+            outcomes.clear()
+            value = told = None
         self._room.set()
         self._report(progress.advance, len(chunk))
+        chunk.clear()
 
     def _adapt(self, seconds: float, nbytes: float) -> None:
         """Take in how long an item took and how big its result was; choose how many of the next ones make a call."""
@@ -325,7 +329,8 @@ async def open_results(options: MapOptions, call: CallChunk, iterables: tuple[An
 
 
 def _raise(error: Exception) -> NoReturn:
-    raise error
+    with OwnContext(error):
+        raise error
 
 
 def _another(error: Exception) -> Exception:

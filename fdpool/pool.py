@@ -139,7 +139,8 @@ class Pool:
           PoolBroken: workers keep dying without having run anything.
           trio.ClosedResourceError: the pool was closed, before or during the call.
           RemoteError: the function raised something that cannot be rebuilt here, or tried to exit.
-          Exception: whatever else the function raised, as itself, with its traceback over there as `__cause__`.
+          Exception: whatever else the function raised, as itself, with its traceback over there if tblib is installed
+              (the extra `tblib`), or else with the text of that as `__cause__`.
 
         Cancellation: always a checkpoint. A call still waiting is forgotten; what happens to one that runs is up to
             `options(on_cancel=…)`. It has ended before `trio.Cancelled` leaves.

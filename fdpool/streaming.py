@@ -11,6 +11,7 @@ import trio
 from fdpool.calls import Call
 from fdpool.errors import RemoteError, TaskCancelled, WorkerDied
 from fdpool.memory.context import gather_task
+from fdpool.memory.exceptions import OwnContext
 from fdpool.protocol.tasks import Operation, encode
 from fdpool.protocol.window import ReceivingWindow, encode_taken
 
@@ -273,7 +274,8 @@ async def open_stream(
             raise
         error = await _end(dispatcher, call, items)
     if error is not None:
-        raise error from error.__cause__
+        with OwnContext(error):
+            raise error
 
 
 @trio.lowlevel.enable_ki_protection

@@ -37,7 +37,7 @@ class Operation(enum.IntEnum):
     RESULT = 19
     """From a worker: the call returned; a packed value."""
     ERROR = 20
-    """From a worker: the call raised; a packed (type name, text, traceback, pickled exception)."""
+    """From a worker: the call raised; a packed exception; see `fdpool.memory.exceptions`."""
     ITEM = 21
     """From a worker: the next item of a stream, packed; what ends the stream is a `RESULT` or an `ERROR`."""
     LOG = 24

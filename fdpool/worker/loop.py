@@ -282,7 +282,7 @@ def _initialize(channel: BlockingChannel, initializer: bytes) -> bool:
         function, args = unpack_in_band(initializer)
         function(*args)
     except BaseException as exc:
-        _, _, trace, _ = tell(exc)
+        _, _, trace, _, _ = tell(exc)
         channel.send_bytes(encode(Operation.NOT_READY, body=f"its initializer raised:\n{trace}".encode()))
         return False
     return True
