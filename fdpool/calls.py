@@ -247,4 +247,8 @@ class Reservation:
 def name_of(function: Any) -> str:
     """Return how a function is called in messages to people."""
     name = getattr(function, "__qualname__", None)
-    return repr(function) if name is None else f"{function.__module__}.{name}"
+    # Methods of built-in types are in no module.
+    module = getattr(function, "__module__", None)
+    if name is None:
+        return repr(function)
+    return name if module is None else f"{module}.{name}"

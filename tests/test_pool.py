@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import pickle
 import resource
@@ -63,6 +64,14 @@ async def test_calls_run_side_by_side_and_in_any_number(pool: Pool) -> None:
         for number in range(300):
             nursery.start_soon(one, number)
     assert results == {number: number + 1 for number in range(300)}
+
+
+CALLABLES = [(bytes.upper, b"a"), (b"-".join, [b"a", b"b"]), (int.from_bytes, b"a"), (operator.itemgetter(1), "ab")]
+
+
+@pytest.mark.parametrize(("function", "argument"), CALLABLES)
+async def test_methods_of_built_in_types_run(pool: Pool, function: Any, argument: Any) -> None:
+    assert await pool.run_sync(function, argument) == function(argument)
 
 
 async def test_a_worker_imports_no_trio_for_plain_functions(pool: Pool) -> None:
