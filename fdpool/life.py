@@ -195,7 +195,8 @@ class Life:
         while True:
             await self.worker.channel.wait_readable()
             try:
-                self._hear_some()
+                if self._receive() is Operation.LOG:
+                    self._receive_more()
             except trio.WouldBlock:
                 continue
             except OSError as exc:
@@ -209,10 +210,9 @@ class Life:
             while True:
                 self._receive()
 
-    def _hear_some(self) -> None:
-        """Take in what has come: one message, but of log records, which come in bursts, several."""
-        for _ in range(RECORDS_AT_ONCE):
-            # Looking for another one behind an answer would most often be in vain.
+    def _receive_more(self) -> None:
+        """Take in what has come behind a log record: they come in bursts, unlike answers."""
+        for _ in range(RECORDS_AT_ONCE - 1):
             if self._receive() is not Operation.LOG:
                 return
 

@@ -180,7 +180,7 @@ class Pool:
         _check_callable(function)
         if not is_async and inspect.iscoroutinefunction(function):
             raise TypeError(f"{name_of(function)} is an async function: call it with run, not with run_sync")
-        gathered = self._gather((function, args, kwargs))
+        gathered = gather_task((function, args, kwargs), self._options.mapping, self._options.context)
         call = await self._perform_within_budget(name_of(function), gathered, begins, is_async)
         return call.outcome()
 
@@ -418,13 +418,10 @@ class Pool:
 
     async def _call_chunk(self, name: str, is_async: bool, function: Callable[..., Any], *args: Any) -> tuple[Any, int]:
         """Make a call of several items, under the name of what they are for; return what came of it, and how big."""
-        gathered = self._gather((function, args, {}))
+        gathered = gather_task((function, args, {}), self._options.mapping, self._options.context)
         call = await self._perform_within_budget(name, gathered, None, is_async)
         nbytes = call.answer_bytes
         return call.outcome(), nbytes
-
-    def _gather(self, task: tuple[Any, ...]) -> Gathered:
-        return gather_task(task, self._options.mapping, self._options.context)
 
     async def _perform_within_budget(
         self, name: str, gathered: Gathered, begins: Callable[[], bool] | None, is_async: bool
