@@ -44,19 +44,20 @@ class Target:
     start: str
     is_supervisor: bool = False
     follow: str = ""
+    kind: str = ""
 
     def run(self, directory: Path, options: str) -> tuple[int, str]:
         """Run the program with *options* for strace; return its exit code and what it said."""
         tracing = f"{STRACE} -D -qq {self.follow} {options} {sys.executable}"
         if self.is_supervisor:
-            return run([*tracing.split(), PROGRAM, self.start])
+            return run([*tracing.split(), PROGRAM, self.start, "", self.kind])
         directory = directory / str(next(_numbers))
         directory.mkdir()
         script, flag = directory / "python", directory / "was-traced"
         again = f'if [ -e {flag} ]; then exec {sys.executable} "$@"; fi'
         script.write_text(f'#!/bin/sh\n{again}\n: > {flag}\nexec {tracing} "$@"\n')
         script.chmod(0o755)
-        return run([sys.executable, PROGRAM, self.start, str(script)])
+        return run([sys.executable, PROGRAM, self.start, str(script), self.kind])
 
     def count_calls(self, directory: Path, calls: Iterable[str]) -> Counter[str]:
         """Return how often each of *calls* is made; by the process that makes most of them, if several are followed."""
@@ -145,6 +146,70 @@ def test_a_call_is_answered_wherever_what_runs_it_is_killed(
         assert outcome in {"3", "WorkerDied", "PoolBroken"}, f"{fault}: {line}"
         tally["answered" if outcome == "3" else outcome] += 1
     report(f"{target.name} killed", tally, capsys)
+
+
+# How a process gets memory of its own, and another's into its address space. Before the call an interpreter that starts
+# makes many of them, so that only the last ones are looked at.
+MEMORY_CALLS = {"memfd_create": 2, "ftruncate": 2, "mmap": 9, "madvise": 4, "munmap": 4, "ioctl": 2}
+WITH_MEMORY = Target("worker", "exec", kind="memory")
+
+
+def memory_points(target: Target, directory: Path) -> list[str]:
+    """Return a fault for each of the last calls that have to do with memory: SIGKILL as the call begins."""
+    counts = target.count_calls(directory, MEMORY_CALLS)
+    return [
+        f"{call}:signal=SIGKILL:when={number}"
+        for call, last in MEMORY_CALLS.items()
+        for number in range(max(counts[call] - last, 0) + 1, counts[call] + 1)
+    ]
+
+
+def test_a_worker_killed_while_it_maps_memory_costs_its_call_and_keeps_none_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tally: Counter[str] = Counter()
+    for fault, code, line in outcomes(WITH_MEMORY, tmp_path, memory_points(WITH_MEMORY, tmp_path)):
+        outcome, _, left = line.partition("; left: ")
+        assert (code, left) == (0, ""), f"{fault}: {line}"
+        # The one that is killed in the second call has answered the first.
+        assert outcome in {"3", "WorkerDied", "3, then WorkerDied, 0 bytes still in use"}, f"{fault}: {line}"
+        tally["answered" if outcome == "3" else outcome] += 1
+    assert tally["WorkerDied"] >= 3
+    report("worker killed while it maps", tally, capsys)
+
+
+def test_a_supervisor_killed_while_it_maps_memory_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = Target("supervisor", "zygote", is_supervisor=True, kind="memory")
+    tally: Counter[str] = Counter()
+    for fault, code, line in outcomes(target, tmp_path, memory_points(target, tmp_path)):
+        assert code == -9 or (code, line) == (0, "3; left: "), f"{fault}: {line}"
+        tally["killed, and nothing left" if code == -9 else "not reached"] += 1
+    report("supervisor killed while it maps", tally, capsys)
+
+
+MEMORY_ERRORS = {"memfd_create": "EMFILE", "ftruncate": "ENOSPC", "mmap": "ENOMEM", "madvise": "EFAULT"}
+
+
+def test_memory_that_is_refused_to_a_worker_costs_its_call_and_keeps_none_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = WITH_MEMORY.count_calls(tmp_path, MEMORY_ERRORS)
+    faults = [
+        f"{call}:error={error}:when={number}"
+        for call, error in MEMORY_ERRORS.items()
+        for number in range(max(counts[call] - MEMORY_CALLS[call], 0) + 1, counts[call] + 1)
+    ]
+    tally: Counter[str] = Counter()
+    for fault, code, line in outcomes(WITH_MEMORY, tmp_path, faults):
+        outcome, _, left = line.partition("; left: ")
+        assert (code, left) == (0, ""), f"{fault}: {line}"
+        # Some of the mappings are the interpreter's own, for its objects.
+        assert outcome in {"3", "OSError", "MemoryError", "WorkerDied"}, f"{fault}: {line}"
+        tally["answered" if outcome == "3" else outcome] += 1
+    assert tally["OSError"] >= 3
+    report("memory refused to a worker", tally, capsys)
 
 
 ERRORS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from pathlib import Path
@@ -66,6 +67,75 @@ async def test_no_memory_for_a_result_is_the_calls_error(pool: Pool) -> None:
     assert await pool.run_sync(tasks.make_bytes, 500_000, 1) == tasks.make_bytes(500_000, 1)
 
 
+# RLIMIT_AS makes the kernel itself refuse to map a segment, of 64 MiB, and leaves the interpreter what it needs.
+FOR_PYTHON = 40 << 20
+
+
+async def test_no_address_space_for_arguments_is_the_callers_error_before_anything_is_sent(pool: Pool) -> None:
+    value = np.ones(1_000_000)
+    arena().trim()
+    tasks.limit_address_space(FOR_PYTHON)
+    try:
+        with pytest.raises(OSError, match="cannot be mapped: Cannot allocate memory") as caught:
+            await pool.run_sync(tasks.digest, value)
+    finally:
+        tasks.limit_address_space(None)
+    assert caught.value.errno == errno.ENOMEM
+    assert await pool.run_sync(tasks.digest, value) == tasks.digest(value)
+    await all_released(pool)
+    assert arena().statistics().used_bytes == 0
+
+
+async def test_a_worker_without_address_space_for_arguments_fails_the_call_and_gives_the_memory_back(
+    pool: Pool,
+) -> None:
+    value = np.ones(1_000_000)
+    await pool.run_sync(tasks.limit_address_space, FOR_PYTHON)
+    with pytest.raises(OSError, match="cannot be mapped: Cannot allocate memory"):
+        await pool.run_sync(tasks.digest, value)
+    assert arena().statistics().used_bytes == 0
+    await pool.run_sync(tasks.limit_address_space, None)
+    assert await pool.run_sync(tasks.digest, value) == tasks.digest(value)
+
+
+async def test_a_worker_without_address_space_for_a_result_fails_the_call(pool: Pool) -> None:
+    await pool.run_sync(tasks.limit_address_space, FOR_PYTHON)
+    with pytest.raises(OSError, match="cannot be mapped: Cannot allocate memory") as caught:
+        await pool.run_sync(tasks.make_bytes, 3_000_000, 1)
+    assert "packing the result of make_bytes" in caught.value.__notes__[0]
+    await pool.run_sync(tasks.limit_address_space, None)
+    assert await pool.run_sync(tasks.make_bytes, 3_000_000, 1) == tasks.make_bytes(3_000_000, 1)
+
+
+async def test_no_address_space_for_a_workers_result_is_the_calls_error(pool: Pool) -> None:
+    # Made before the limit, so that only the mapping of the worker's segment is missing.
+    tasks.limit_address_space(FOR_PYTHON)
+    try:
+        with pytest.raises(OSError, match="cannot be mapped: Cannot allocate memory"):
+            await pool.run_sync(tasks.make_bytes, 3_000_000, 1)
+    finally:
+        tasks.limit_address_space(None)
+    assert await pool.run_sync(tasks.make_bytes, 3_000_000, 1) == tasks.make_bytes(3_000_000, 1)
+
+
+async def test_memory_that_the_kernel_does_not_have_is_the_callers_error(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Huge pages of the reserved kind are the one memory that a machine can be asked for and has none of."""
+    if huge_pages() != 0:
+        pytest.skip("there are reserved huge pages here, or none at all")
+    value = np.ones(1_000_000)
+    arena().trim()
+    with monkeypatch.context() as patch:
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | os.MFD_HUGETLB
+        patch.setattr("fdpool.kernel.memfd._create", lambda name: os.memfd_create(name, flags))
+        with pytest.raises(OSError, match="cannot be mapped: Cannot allocate memory"):
+            await pool.run_sync(tasks.digest, value)
+        with pytest.raises(OSError, match="cannot be mapped: Cannot allocate memory"):
+            fdpool.zeros(1_000_000)
+    assert await pool.run_sync(tasks.digest, value) == tasks.digest(value)
+
+
 async def test_a_worker_without_a_free_descriptor_fails_the_call_and_gets_the_segment_with_the_next(pool: Pool) -> None:
     value = np.ones(1_000_000)
     limit = await pool.run_sync(fill_descriptors)
@@ -113,8 +183,17 @@ async def test_nothing_is_put_into_dev_shm(pool: Pool) -> None:
     assert named_memory() <= before
 
 
+def huge_pages() -> int | None:
+    """Return how many huge pages are reserved; None where there can be none."""
+    try:
+        return int(Path("/proc/sys/vm/nr_hugepages").read_text())
+    except OSError:
+        return None
+
+
 def named_memory() -> set[Path]:
-    return set(Path("/dev/shm").glob("*"))
+    # Semaphores are no memory, and those of other programs come and go.
+    return {path for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.")}
 
 
 def available_bytes() -> int:

@@ -149,3 +149,18 @@ def test_the_size_of_dev_shm_does_not_matter() -> None:
     if "unshare failed" in result.stderr:
         pytest.skip("this sandbox allows no mount namespaces")
     assert result.stdout.split() == [str(32 << 20)], result.stderr
+
+
+def test_no_memory_is_an_error_and_not_a_signal() -> None:
+    """Huge pages of the reserved kind are the one memory that a machine can be asked for and has none of."""
+    try:
+        memfd = MemFd.adopt(os.memfd_create("fdpool-test", os.MFD_CLOEXEC | os.MFD_HUGETLB))
+    except OSError:
+        pytest.skip("this kernel has no reserved huge pages")
+    with memfd:
+        memfd.resize(1 << 40)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            memfd.reserve()
+        assert caught.value.errno == errno.ENOSPC
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            memfd.map(writable=True)

@@ -1,4 +1,7 @@
-"""Make one call in a pool, and say what came of it and what was left: START [INTERPRETER]."""
+"""Make one call in a pool, and say what came of it and what was left: START [INTERPRETER [memory]].
+
+With "memory" the call takes and returns a megabyte, and is followed by another that has to work.
+"""
 
 import gc
 import os
@@ -7,26 +10,38 @@ import sys
 import trio
 
 import fdpool
+from fdpool.memory.arena import arena
 from tests.support.leaks import children, open_descriptors
 
+MEGABYTE = bytes(range(97, 123)) * 40_330
 
-async def main(start):
+
+async def main(start, kind):
     restart = fdpool.Restart(intensity=2, backoff=fdpool.Backoff(first=0.01))
     async with fdpool.open_pool(1, start=start, restart=restart, ready_timeout=10, grace_period=5) as pool:
-        try:
-            with trio.fail_after(20):
-                outcome = str(await pool.run_sync(abs, -3))
-        except (fdpool.WorkerDied, fdpool.PoolBroken, OSError) as exc:
-            outcome = type(exc).__name__
-    return outcome
+        with trio.fail_after(20):
+            if kind != "memory":
+                return await say(pool, abs, -3, 3)
+            outcome = await say(pool, bytes.swapcase, MEGABYTE, MEGABYTE.upper())
+            again = await say(pool, bytes.swapcase, MEGABYTE, MEGABYTE.upper())
+            used = arena().statistics().used_bytes
+            return outcome if (again, used) == ("3", 0) else f"{outcome}, then {again}, {used} bytes still in use"
+
+
+async def say(pool, function, argument, expected):
+    try:
+        return "3" if await pool.run_sync(function, argument) == expected else "wrong"
+    except (fdpool.WorkerDied, fdpool.PoolBroken, OSError, MemoryError) as exc:
+        return type(exc).__name__
 
 
 if __name__ == "__main__":
-    if sys.argv[2:]:
-        sys.executable = sys.argv[2]
+    start, interpreter, kind = (*sys.argv[1:], "", "")[:3]
+    if interpreter:
+        sys.executable = interpreter
     before = open_descriptors()
     try:
-        outcome = trio.run(main, sys.argv[1])
+        outcome = trio.run(main, start, kind)
     except* OSError as errors:
         # Nothing can be started in this process, trio's own loop included.
         outcome = f"refused with {errors.exceptions[0]!r}"

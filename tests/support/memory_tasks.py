@@ -180,6 +180,13 @@ def limit_file_size(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+def limit_address_space(more: int | None) -> None:
+    """Let this process map no more than *more* bytes beside what it has mapped; or as much as it likes."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE_BYTES
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (hard if more is None else mapped + more, hard))
+
+
 def summary(*values: Any) -> list[tuple[int, int]]:
     """Return length and last byte of each value."""
     return [(view.nbytes, view[-1]) for view in (memoryview(value).cast("B") for value in values)]
