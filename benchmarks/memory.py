@@ -2,14 +2,18 @@
 
     python -m benchmarks.memory [--rounds N] [--largest MIB] [--plot DIRECTORY]
 
-The pools take turns, round by round, one worker each. Figures are medians; a result's are without the seconds that
-the worker took to compute it. "read" means that the worker reads every byte, "untouched" that it looks at one; "in
-place" that the array is in memory of `fdpool.empty` and handed over every 20 ms, untouched, or read once before that.
+The pools take turns, size by size, one worker each; those that are not installed are left out (Ray is in no extra).
+Figures are medians; a result's are without the seconds that the worker took to compute it. "read" means that the worker
+reads every byte, "untouched" that it looks at one; "in place" that the array is in memory of `fdpool.empty` and handed
+over every 20 ms, untouched, or read once before that.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import logging
+import os
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -95,12 +99,31 @@ async def open_joblib() -> AsyncIterator[Call]:
         yield call
 
 
+@asynccontextmanager
+async def open_ray() -> AsyncIterator[Call]:
+    """Yield a call into a worker of Ray, which finds big arguments and leaves big results in a store in /dev/shm."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+
+        async def call(function: Callable[..., Any], *args: Any) -> Any:
+            return ray.get(remote(function).remote(*args))
+
+        remote: Any = functools.cache(ray.remote)
+        yield call
+    finally:
+        ray.shutdown()
+
+
 def peers() -> dict[str, Any]:
     """Return how to open each pool that is installed."""
     found = {"fdpool": open_fdpool, "ProcessPoolExecutor": open_executor}
     for module, name, opener in (
         ("trio_parallel", "trio-parallel", open_trio_parallel),
         ("joblib", "joblib", open_joblib),
+        ("ray", "Ray", open_ray),
     ):
         try:
             __import__(module)
