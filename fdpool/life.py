@@ -94,6 +94,7 @@ class Life:
         self._ready = trio.Event()
         self._ready_at: float | None = None
         self._is_ending = False
+        self._is_believed = True
 
     def ready_for(self) -> float:
         """How many seconds it has been ready."""
@@ -256,8 +257,10 @@ class Life:
                 _, _, call, _ = decode(exc.data, FROM_WORKER)
                 self._employer.worker_lost_handles(self.worker, call, exc)
         except RemoteProtocolError as exc:
-            # Whoever breaks the rules once cannot be believed again.
-            self.worker.complaint = str(exc)
-            self.kill()
-            self._employer.worker_misbehaved(self.worker, exc)
+            # Whoever breaks the rules once cannot be believed again, and has no second call to spoil.
+            if self._is_believed:
+                self._is_believed = False
+                self.worker.complaint = str(exc)
+                self.kill()
+                self._employer.worker_misbehaved(self.worker, exc)
         return None

@@ -53,7 +53,8 @@ def has_tblib() -> bool:
     """Whether tracebacks can be put together here."""
     try:
         import tblib  # noqa: F401
-    except ImportError:
+    except (ImportError, OSError):
+        # Not installed; or not to be read just now, with no descriptor free, when what is told is just that.
         return False
     return True
 
