@@ -6,7 +6,9 @@ import contextvars
 import itertools
 import os
 import threading
+import time
 import weakref
+from collections import deque
 from concurrent.futures import Executor as StandardExecutor
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +20,7 @@ import trio
 
 from fdpool.errors import PoolBroken
 from fdpool.memory.context import run_apart
+from fdpool.memory.exceptions import another
 from fdpool.pool import Pool, open_pool
 from fdpool.process.cpus import default_workers
 
@@ -47,8 +50,10 @@ class CallFuture(Future[T]):
         One that runs is interrupted, and killed after the grace period; the future does not wait for that.
         """
         is_cancelled = super().cancel() or self._cancel_running()
-        if is_cancelled and self._stop is not None:
-            self._stop()
+        # None before the call's task has begun, which looks first whether it was cancelled, and after it has ended.
+        stop = self._stop
+        if is_cancelled and stop is not None:
+            stop()
         return is_cancelled
 
     def _cancel_running(self) -> bool:
@@ -142,22 +147,39 @@ class Executor(StandardExecutor):
             return future
 
     def map(
-        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[T]:
         """Call *fn* with the items of *iterables*, as `map` does; see `concurrent.futures.Executor.map`.
 
+        Args:
+          timeout: Seconds from now on after which the iteration raises `TimeoutError`.
+          chunksize: How many items make one call.
+          buffersize: How many calls may be under way or waiting to be fetched; the items of further ones are drawn
+              as results are. By default all are drawn at once. In the standard library since Python 3.14.
+
         Raises:
-          ValueError: *chunksize* is less than 1.
+          TypeError: *buffersize* is no integer.
+          ValueError: *chunksize* or *buffersize* is less than 1.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        arguments = zip(*iterables, strict=False)
         if chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout)
-        chunks = _chunks(zip(*iterables, strict=False), chunksize)
+            return _results((self.submit(fn, *items) for items in arguments), buffersize, deadline)
         # Each item sees the context of the caller, and not what another one has made of it.
         each = partial(run_apart, fn) if self._takes_context else fn
-        results = super().map(partial(_call_each, each), chunks, timeout=timeout)
-        return itertools.chain.from_iterable(results)
+        calls = (self.submit(_call_each, each, chunk) for chunk in _chunks(arguments, chunksize))
+        return _items(_results(calls, buffersize, deadline))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end the workers once those there are have ended.
@@ -166,10 +188,12 @@ class Executor(StandardExecutor):
           wait: Whether to return only then.
           cancel_futures: Whether calls that have not begun are cancelled.
         """
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._is_shut_down = True
             background = self._background
-        if background is None or os.getpid() != self._pid:
+        if background is None:
             return
         if cancel_futures:
             background.cancel_pending()
@@ -183,9 +207,13 @@ class _Background:
 
     def __init__(self, open_it: Callable[[], AbstractAsyncContextManager[Pool]]) -> None:
         self.broken: Callable[[], Exception] | None = None
+        self._pid = os.getpid()
         self._open = open_it
         self._futures: set[CallFuture[Any]] = set()
-        self._lock = threading.Lock()
+        # Held while a call is begun, so that none comes after the end. An executor may be collected, and finish this,
+        # in a thread that holds it.
+        self._lock = threading.RLock()
+        self._is_finishing = False
         self._has_started = threading.Event()
         # Made in the thread before it says that it has started, and used only there after that.
         self._token: trio.lowlevel.TrioToken
@@ -198,15 +226,21 @@ class _Background:
         self._has_started.wait()
 
     def start(self, future: CallFuture[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Begin a call, from any thread."""
-        if self.broken is not None:
-            _settle(future, future.set_exception, self.broken())
-            return
+        """Begin a call, from any thread.
+
+        Raises:
+          RuntimeError: this is ending.
+        """
         with self._lock:
-            self._futures.add(future)
-        # In a copy of the caller's context, whose variables the call may be asked to take along.
-        context = contextvars.copy_context()
-        self._soon(context.run, partial(self._nursery.start_soon, self._call, future, function, args, kwargs))
+            if self._is_finishing:
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            if self.broken is None:
+                self._futures.add(future)
+                # In a copy of the caller's context, whose variables the call may be asked to take along.
+                context = contextvars.copy_context()
+                self._soon(context.run, partial(self._nursery.start_soon, self._call, future, function, args, kwargs))
+                return
+        _settle(future, future.set_exception, self.broken())
 
     def cancel_pending(self) -> None:
         """Cancel every call that has not begun, from any thread."""
@@ -217,8 +251,13 @@ class _Background:
 
     def finish(self) -> None:
         """Have the thread end once no call is left, from any thread. May be called twice."""
-        if self._thread.is_alive() and hasattr(self, "_token"):
-            self._soon(lambda: self._finishing.set())
+        if os.getpid() != self._pid:
+            # A forked process has the thread's lock, perhaps taken, and not the thread.
+            return
+        with self._lock:
+            self._is_finishing = True
+            if self._thread.is_alive() and hasattr(self, "_token"):
+                self._soon(lambda: self._finishing.set())
 
     def join(self) -> None:
         """Wait for the thread to end."""
@@ -234,8 +273,8 @@ class _Background:
             trio.run(self._main)
         except Exception as exc:
             # Opening the pool failed, and what raised says why; every call is told the same.
-            reason = exc
-            self.broken = self.broken or (lambda: reason)
+            with self._lock:
+                self.broken = self.broken or partial(another, exc)
         finally:
             with self._lock:
                 futures = list(self._futures)
@@ -255,7 +294,7 @@ class _Background:
     async def _call(self, future: CallFuture[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """Run one call, and put what comes of it into its future."""
         with trio.CancelScope() as scope:
-            future._stop = lambda: self._soon(scope.cancel)
+            future._stop = partial(self._soon, scope.cancel)
             if future.cancelled():
                 scope.cancel()
             try:
@@ -264,10 +303,12 @@ class _Background:
                 message, exits = exc.args
                 self.broken = lambda: BrokenPool(message, exits)
                 _settle(future, future.set_exception, self.broken())
-            except Exception as exc:
+            except (Exception, SystemExit, KeyboardInterrupt) as exc:
+                # Pickling the arguments runs code of theirs, here, where an exit would leave everybody else waiting.
                 _settle(future, future.set_exception, exc)
             else:
                 _settle(future, future.set_result, result)
+        future._stop = None
         if future._state == _CANCELLED:
             # Cancelled before it began; those who wait for it have not been told yet.
             future.set_running_or_notify_cancel()
@@ -284,6 +325,41 @@ def _settle(future: CallFuture[Any], settle: Callable[[Any], None], outcome: Any
 def _chunks(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
     while chunk := tuple(itertools.islice(items, size)):
         yield chunk
+
+
+def _results(calls: Iterator[CallFuture[T]], buffersize: int | None, deadline: float | None) -> Iterator[T]:
+    """Begin the first *calls* at once; return an iterator over their results, which begins the others as it goes on."""
+    begun = deque(itertools.islice(calls, buffersize))
+    return _fetch(begun, calls, deadline)
+
+
+def _fetch(begun: deque[CallFuture[T]], further: Iterator[CallFuture[T]], deadline: float | None) -> Iterator[T]:
+    try:
+        while begun:
+            # Nothing here refers to the result once it was handed over.
+            yield _result_of(begun.popleft(), deadline)
+            begun.extend(itertools.islice(further, 1))
+    finally:
+        for future in begun:
+            future.cancel()
+
+
+def _result_of(future: CallFuture[T], deadline: float | None) -> T:
+    """Wait for a result; cancel its call if it does not come in time."""
+    try:
+        return future.result(None if deadline is None else deadline - time.monotonic())
+    finally:
+        future.cancel()
+        # An exception has a traceback, and this frame in it.
+        del future
+
+
+def _items(chunks: Iterator[list[T]]) -> Iterator[T]:
+    """Take chunks apart, keeping no item that was handed over."""
+    for chunk in chunks:
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()
 
 
 def _call_each(function: Callable[..., T], chunk: Iterable[tuple[Any, ...]]) -> list[T]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Sel
 import trio
 
 from fdpool.background import open_background
-from fdpool.memory.exceptions import OwnContext, rebuild
+from fdpool.memory.exceptions import OwnContext, another, rebuild
 from fdpool.progress import Progress, open_progress
 from fdpool.sources import Zipped, total_of
 
@@ -263,7 +262,7 @@ class Results(Generic[T]):
         except Exception as exc:
             # The call itself failed: its worker died, or something in it cannot be pickled.
             for index in range(first, first + len(chunk)):
-                self._put(index, None, exc if index == first else _another(exc), 0)
+                self._put(index, None, exc if index == first else another(exc), 0)
         else:
             self._adapt(seconds / len(chunk), nbytes / len(chunk))
             for index, (value, told) in enumerate(outcomes, first):
@@ -331,11 +330,3 @@ async def open_results(options: MapOptions, call: CallChunk, iterables: tuple[An
 def _raise(error: Exception) -> NoReturn:
     with OwnContext(error):
         raise error
-
-
-def _another(error: Exception) -> Exception:
-    """Return a second exception like *error*: two tasks must not raise the same one."""
-    try:
-        return copy.copy(error)
-    except Exception:  # an exception that cannot be copied is still better shared than lost
-        return error

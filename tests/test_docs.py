@@ -24,12 +24,12 @@ def test_a_test_that_is_said_to_hold_a_promise_is_there(name: str) -> None:
 
 
 def test_every_snippet_has_its_counterpart() -> None:
-    assert len(SNIPPETS) == 7
+    assert len(SNIPPETS) == 12
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_snippet_does_what_its_counterpart_does(snippet: str, tmp_path: Path) -> None:
-    for library in ("joblib", "trio_parallel"):
+    for library in ("anyio", "joblib", "trio_parallel"):
         if f"import {library}" in snippet:
             pytest.importorskip(library)
     script = tmp_path / "snippet.py"

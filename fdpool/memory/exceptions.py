@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -152,6 +153,14 @@ def _attempt(make: Callable[[], T], instead: T) -> T:
         raise
     except BaseException:
         return instead
+
+
+def another(error: Exception) -> Exception:
+    """Return a second exception like *error*: two tasks must not raise the same one."""
+    try:
+        return copy.copy(error)
+    except Exception:  # an exception that cannot be copied is still better shared than lost
+        return error
 
 
 def _format(error: BaseException, frames: TracebackType | None) -> str:

@@ -126,6 +126,13 @@ def divide(left: int, right: int) -> float:
     return left / right
 
 
+def divide_or_wait(number: int, event: EventFd, cleaned_up: EventFd) -> float:
+    """Wait for ever in the case of 1; divide by any other number."""
+    if number == 1:
+        clean_up(event, cleaned_up)
+    return 1 / number
+
+
 def pid_and(number: int) -> tuple[int, int, int]:
     """Return something that is different for each call, and the number."""
     caller = sys._getframe(1)
