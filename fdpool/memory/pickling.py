@@ -11,6 +11,7 @@ a `bytes`.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 from functools import partial
@@ -167,7 +168,7 @@ def _load_shared(exchange: Exchange | None, number: int) -> Any:
 
 
 def pack_in_band(value: Any) -> bytes:
-    """Pickle *value* into bytes alone, as is done with exceptions.
+    """Pickle *value* into bytes alone, as is done with exceptions: each by itself, what hangs on it is told elsewhere.
 
     Raises:
       Exception: whatever pickling it raises; handles in it are a `pickle.PicklingError`.
@@ -219,11 +220,23 @@ class _Reducing:
         reduced = reduce_view(value)
         if reduced is not None:
             return reduced
+        if isinstance(value, BaseException) and not self.sink.is_out_of_band and _is_reduced_by_tblib(type(value)):
+            return value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         check_importable(value)
         return self.reduce_other(value)
 
     def reduce_other(self, _value: Any) -> Any:
         return NotImplemented
+
+
+def _is_reduced_by_tblib(kind: type[BaseException]) -> bool:
+    """Whether somebody here has put tblib's way for this class into the table that all picklers share.
+
+    Dask does so where it is imported, for every exception there is. That way pickles whole chains, which recurses and
+    fails for all where it fails for one, and it loses the code of a `SystemExit`.
+    """
+    reducer = copyreg.dispatch_table.get(kind)
+    return getattr(reducer, "__module__", None) == "tblib.pickling_support"
 
 
 class _Pickler(_Reducing, pickle.Pickler):

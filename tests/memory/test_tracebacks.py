@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bdb
+import copyreg
 import pickle
 import re
 import sys
@@ -10,6 +11,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tblib import pickling_support
 
 from fdpool.errors import RemoteError, RemoteTraceback
 from fdpool.memory.exceptions import LAST_FRAMES, OwnContext, rebuild, tell
@@ -18,6 +20,17 @@ from tests.support import error_tasks as tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["plain", "tblib pickles"])
+def tblib_pickles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether tblib's own pickling is in use, as it is wherever Dask was imported."""
+    before = dict(copyreg.dispatch_table)
+    if request.param:
+        pickling_support.install()
+    yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
 
 
 @pytest.fixture
