@@ -81,7 +81,8 @@ class ReceivingWindow:
         Raises:
           RemoteProtocolError: the worker had no room for it.
         """
-        if self._arrived - self._told >= self._items:
+        # Measured by what was taken: the worker may have been told of that before `told` can be called.
+        if self._arrived - self.taken >= self._items:
             raise RemoteProtocolError(f"an item came beyond the window of {self._items}")
         self._arrived += 1
 
