@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def pytest_collection_finish() -> None:
+    """Have the collections around each test pass by what was imported for all of them: most of the time went there."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Fail the test that leaves a descriptor, a child process or a thread."""
