@@ -1,4 +1,4 @@
-"""What one call costs: fdpool, ProcessPoolExecutor and trio-parallel side by side in one run.
+"""What one call costs: fdpool, its executor, ProcessPoolExecutor and trio-parallel side by side in one run.
 
     python -m benchmarks.calls [--rounds N] [--megabytes N]
 
@@ -12,6 +12,7 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ import fdpool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from concurrent.futures import Executor
+    from contextlib import AbstractAsyncContextManager
 
     Call = Callable[..., Awaitable[Any]]
 
@@ -35,6 +38,11 @@ CONCURRENT_CALLS = 400
 
 def nothing(number: int) -> int:
     return number
+
+
+def rest(_number: int) -> None:
+    """Keep a worker busy, so that another one has to take the next call."""
+    time.sleep(0.2)
 
 
 def first(array: np.ndarray[Any, Any]) -> float:
@@ -75,9 +83,9 @@ async def open_trio_parallel() -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def open_executor() -> AsyncIterator[Call]:
-    """Yield a call into a ProcessPoolExecutor. It waits by blocking, which is the fastest such a pool can be used."""
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as executor:
+async def open_executor(make_executor: Callable[[], Executor]) -> AsyncIterator[Call]:
+    """Yield a call into an executor. It waits by blocking, which is the fastest such a pool can be used."""
+    with make_executor() as executor:
 
         async def call(function: Callable[..., Any], *args: Any) -> Any:
             return executor.submit(function, *args).result()
@@ -89,7 +97,14 @@ async def open_executor() -> AsyncIterator[Call]:
         yield call
 
 
-PEERS = {"fdpool": open_fdpool, "ProcessPoolExecutor": open_executor, "trio-parallel": open_trio_parallel}
+PEERS: dict[str, Callable[[], AbstractAsyncContextManager[Call]]] = {
+    "\nfdpool": open_fdpool,
+    "fdpool\nExecutor": partial(open_executor, partial(fdpool.Executor, WORKERS)),
+    "ProcessPool\nExecutor": partial(
+        open_executor, partial(ProcessPoolExecutor, WORKERS, mp_context=get_context("spawn"))
+    ),
+    "trio-\nparallel": open_trio_parallel,
+}
 
 
 async def one_after_the_other(call: Call) -> float:
@@ -99,15 +114,15 @@ async def one_after_the_other(call: Call) -> float:
     return (time.perf_counter() - started) / TRIVIAL_CALLS
 
 
-async def at_once(call: Call) -> float:
+async def at_once(call: Call, function: Callable[[int], object], count: int) -> float:
     started = time.perf_counter()
     if hasattr(call, "many"):
-        await call.many(nothing, range(CONCURRENT_CALLS))
+        await call.many(function, range(count))
     else:
         async with trio.open_nursery() as nursery:
-            for number in range(CONCURRENT_CALLS):
-                nursery.start_soon(call, nothing, number)
-    return (time.perf_counter() - started) / CONCURRENT_CALLS
+            for number in range(count):
+                nursery.start_soon(call, function, number)
+    return (time.perf_counter() - started) / count
 
 
 async def timed(call: Call, function: Callable[..., Any], argument: Any) -> float:
@@ -124,15 +139,14 @@ async def measure(rounds: int, megabytes: int) -> dict[str, dict[str, list[float
     for round_number in range(-1, rounds):  # round -1 warms everything up and does not count
         for name, open_peer in PEERS.items():
             async with open_peer() as call:
-                for _ in range(2 * WORKERS):
-                    await call(nothing, 0)
+                await at_once(call, rest, 2 * WORKERS)
                 await call(total, array[:100_000])
                 figures = {
-                    "trivial call, one after the other": await one_after_the_other(call),
-                    f"trivial call, {CONCURRENT_CALLS} at once": await at_once(call),
-                    f"{megabytes} MB argument, not read": await timed(call, first, array),
-                    f"{megabytes} MB argument, every byte read": await timed(call, total, array),
-                    f"{megabytes} MB result": await timed(call, make, count) - await call(seconds_to_make, count),
+                    "calls in turn": await one_after_the_other(call),
+                    f"{CONCURRENT_CALLS} at once": await at_once(call, nothing, CONCURRENT_CALLS),
+                    f"{megabytes} MB in": await timed(call, first, array),
+                    "  all read": await timed(call, total, array),
+                    f"{megabytes} MB out": await timed(call, make, count) - await call(seconds_to_make, count),
                 }
             if round_number >= 0:
                 for what, seconds in figures.items():
@@ -142,18 +156,18 @@ async def measure(rounds: int, megabytes: int) -> dict[str, dict[str, list[float
 
 def show(rows: dict[str, dict[str, list[float]]]) -> None:
     table = rich.table.Table("", *rows, title="median of the rounds, and how many times fdpool's")
-    for what, ours in rows["fdpool"].items():
+    for what, ours in rows["\nfdpool"].items():
         base = statistics.median(ours)
         cells = []
         for name in rows:
             seconds = statistics.median(rows[name][what])
-            cells.append(f"{in_units(seconds)}  {seconds / base:5.2f}x")
+            cells.append(f"{in_units(seconds)} {seconds / base:5.2f}x")
         table.add_row(what, *cells)
     rich.print(table)
 
 
 def in_units(seconds: float) -> str:
-    return f"{seconds * 1e6:7.0f} µs" if seconds < 0.01 else f"{seconds * 1e3:7.0f} ms"
+    return f"{seconds * 1e6:4.0f} µs" if seconds < 0.01 else f"{seconds * 1e3:4.0f} ms"
 
 
 def main() -> None:
