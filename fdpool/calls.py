@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import trio
@@ -68,10 +69,12 @@ class CallOptions:
 
 
 class Call:
-    """One call, from its arguments packed to its outcome known. One task waits for it.
+    """One call, from its arguments packed to its outcome known.
 
     Attributes:
+      copied_bytes: Room in the budget that it takes.
       request: What asks a worker for it.
+      on_done: Called once it has ended.
       is_stream: Whether there is more to come of it than an outcome.
     """
 
@@ -79,6 +82,7 @@ class Call:
 
     __slots__ = (
         "begins",
+        "copied_bytes",
         "error",
         "is_abandoned",
         "is_async",
@@ -86,6 +90,7 @@ class Call:
         "message",
         "name",
         "number",
+        "on_done",
         "operation",
         "options",
         "packed",
@@ -93,7 +98,6 @@ class Call:
         "request",
         "reservation",
         "retries",
-        "task",
         "worker",
         "wrapped",
     )
@@ -105,9 +109,10 @@ class Call:
         self.name = name
         self.packed = packed
         self.options = options
+        self.copied_bytes = 0
         self.retries = options.retries
         self.reservation = reservation
-        self.task: trio.lowlevel.Task | None = None
+        self.on_done: Callable[[], object] | None = None
         self.request = Operation.RUN
         self.operation = Operation.RESULT
         self.message: Message | None = None
@@ -154,7 +159,7 @@ class Call:
         raise RemoteProtocolError(f"an item came for {self.name}, which is no stream") from error
 
     def finish(self, operation: Operation, message: Message, parcel: Parcel) -> None:
-        """Take in the answer, and wake the caller."""
+        """Take in the answer, and say so."""
         self.operation, self.message, self.parcel = operation, message, parcel
         if self.is_abandoned:
             self._drop_answer()
@@ -166,18 +171,18 @@ class Call:
         self._drop_answer()
 
     def fail(self, error: Exception) -> None:
-        """Take in why there is no answer, and wake the caller."""
+        """Take in why there is no answer, and say so."""
         self.error = error
         self._wake()
 
     async def wait_done(self) -> None:
-        """Wait until it has ended. Cancellation: the call goes on, and can be waited for again."""
+        """Wait until it has ended, in one task. Cancellation: the call goes on, and can be waited for again."""
         if self.is_done:
             return
-        self.task = trio.lowlevel.current_task()
+        self.on_done = partial(trio.lowlevel.reschedule, trio.lowlevel.current_task())
 
         def abort(_raise_cancel: Callable[[], None]) -> trio.lowlevel.Abort:
-            self.task = None
+            self.on_done = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
@@ -216,9 +221,9 @@ class Call:
             self.parcel = None
 
     def _wake(self) -> None:
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
-            self.task = None
+        on_done, self.on_done = self.on_done, None
+        if on_done is not None:
+            on_done()
 
 
 class Reservation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import itertools
 import os
 import threading
@@ -10,63 +9,20 @@ import time
 import weakref
 from collections import deque
 from concurrent.futures import Executor as StandardExecutor
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import trio
-
-from fdpool.errors import PoolBroken
+from fdpool.executor_thread import BrokenPool, CallFuture, ExecutorThread, check_interpreter
 from fdpool.memory.context import run_apart
-from fdpool.memory.exceptions import another
-from fdpool.pool import Pool, open_pool
+from fdpool.pool import open_pool
 from fdpool.process.cpus import default_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from contextlib import AbstractAsyncContextManager
+
+__all__ = ["BrokenPool", "CallFuture", "Executor"]
 
 T = TypeVar("T")
-
-# The states of a future in concurrent.futures have no public names.
-_RUNNING: Final = "RUNNING"
-_CANCELLED: Final = "CANCELLED"
-
-
-class BrokenPool(PoolBroken, BrokenProcessPool):
-    """Workers kept dying outside of any call; what users of the standard library catch as `BrokenProcessPool`."""
-
-
-class CallFuture(Future[T]):
-    """A future whose call can be cancelled while it runs, as `Pool.options(on_cancel=…)` says."""
-
-    _stop: Callable[[], None] | None = None
-
-    def cancel(self) -> bool:
-        """Cancel the call, also if it runs; return whether it is cancelled now.
-
-        One that runs is interrupted, and killed after the grace period; the future does not wait for that.
-        """
-        is_cancelled = super().cancel() or self._cancel_running()
-        # None before the call's task has begun, which looks first whether it was cancelled, and after it has ended.
-        stop = self._stop
-        if is_cancelled and stop is not None:
-            stop()
-        return is_cancelled
-
-    def _cancel_running(self) -> bool:
-        with self._condition:
-            if self._state != _RUNNING:
-                return False
-            # As set_running_or_notify_cancel would have done, had the cancellation come before the call began.
-            self._state = "CANCELLED_AND_NOTIFIED"
-            for waiter in self._waiters:
-                waiter.add_cancelled(self)
-            self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined]
-        return True
 
 
 class Executor(StandardExecutor):
@@ -114,7 +70,7 @@ class Executor(StandardExecutor):
         )
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._background: _Background | None = None
+        self._thread: ExecutorThread | None = None
         self._open = open_it
         self._takes_context = bool(options.get("context"))
         self._is_shut_down = False
@@ -131,19 +87,18 @@ class Executor(StandardExecutor):
         if os.getpid() != self._pid:
             raise RuntimeError("this executor belongs to the process that this one was forked from: make another")
         with self._lock:
-            if self._background is not None and self._background.broken is not None:
-                raise self._background.broken()
+            if self._thread is not None and self._thread.broken is not None:
+                raise self._thread.broken()
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if _interpreter_is_ending:
-                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-            if self._background is None:
-                self._background = _Background(self._open)
-                self._finalizer = weakref.finalize(self, self._background.finish)
+            check_interpreter()
+            if self._thread is None:
+                self._thread = ExecutorThread(self._open)
+                self._finalizer = weakref.finalize(self, self._thread.finish)
                 # At the end of the interpreter _finish_all does it, before threads are waited for.
                 self._finalizer.atexit = False
             future: CallFuture[T] = CallFuture()
-            self._background.start(future, function, args, kwargs)
+            self._thread.start(future, function, args, kwargs)
             return future
 
     def map(
@@ -192,134 +147,14 @@ class Executor(StandardExecutor):
             return
         with self._lock:
             self._is_shut_down = True
-            background = self._background
-        if background is None:
+            thread = self._thread
+        if thread is None:
             return
         if cancel_futures:
-            background.cancel_pending()
-        background.finish()
+            thread.cancel_pending()
+        thread.finish()
         if wait:
-            background.join()
-
-
-class _Background:
-    """The thread that runs trio and the pool. It ends when it was told to finish and no call is left."""
-
-    def __init__(self, open_it: Callable[[], AbstractAsyncContextManager[Pool]]) -> None:
-        self.broken: Callable[[], Exception] | None = None
-        self._pid = os.getpid()
-        self._open = open_it
-        self._futures: set[CallFuture[Any]] = set()
-        # Held while a call is begun, so that none comes after the end. An executor may be collected, and finish this,
-        # in a thread that holds it.
-        self._lock = threading.RLock()
-        self._is_finishing = False
-        self._has_started = threading.Event()
-        # Made in the thread before it says that it has started, and used only there after that.
-        self._token: trio.lowlevel.TrioToken
-        self._nursery: trio.Nursery
-        self._pool: Pool
-        self._finishing: trio.Event
-        self._thread = threading.Thread(target=self._run, name="fdpool.Executor")
-        _running.add(self)
-        self._thread.start()
-        self._has_started.wait()
-
-    def start(self, future: CallFuture[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Begin a call, from any thread.
-
-        Raises:
-          RuntimeError: this is ending.
-        """
-        with self._lock:
-            if self._is_finishing:
-                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-            if self.broken is None:
-                self._futures.add(future)
-                # In a copy of the caller's context, whose variables the call may be asked to take along.
-                context = contextvars.copy_context()
-                self._soon(context.run, partial(self._nursery.start_soon, self._call, future, function, args, kwargs))
-                return
-        _settle(future, future.set_exception, self.broken())
-
-    def cancel_pending(self) -> None:
-        """Cancel every call that has not begun, from any thread."""
-        with self._lock:
-            futures = [future for future in self._futures if not future.running()]
-        for future in futures:
-            future.cancel()
-
-    def finish(self) -> None:
-        """Have the thread end once no call is left, from any thread. May be called twice."""
-        if os.getpid() != self._pid:
-            # A forked process has the thread's lock, perhaps taken, and not the thread.
-            return
-        with self._lock:
-            self._is_finishing = True
-            if self._thread.is_alive() and hasattr(self, "_token"):
-                self._soon(lambda: self._finishing.set())
-
-    def join(self) -> None:
-        """Wait for the thread to end."""
-        self._thread.join()
-
-    def _soon(self, function: Callable[..., object], *args: Any) -> None:
-        # Once the run is over there is nothing left to begin, to cancel or to finish.
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(function, *args)
-
-    def _run(self) -> None:
-        try:
-            trio.run(self._main)
-        except Exception as exc:
-            # Opening the pool failed, and what raised says why; every call is told the same.
-            with self._lock:
-                self.broken = self.broken or partial(another, exc)
-        finally:
-            with self._lock:
-                futures = list(self._futures)
-            for future in futures:
-                assert self.broken is not None
-                _settle(future, future.set_exception, self.broken())
-            _running.discard(self)
-            self._has_started.set()
-
-    async def _main(self) -> None:
-        async with self._open() as self._pool, trio.open_nursery() as self._nursery:
-            self._finishing = trio.Event()
-            self._token = trio.lowlevel.current_trio_token()
-            self._has_started.set()
-            await self._finishing.wait()
-
-    async def _call(self, future: CallFuture[Any], function: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Run one call, and put what comes of it into its future."""
-        with trio.CancelScope() as scope:
-            future._stop = partial(self._soon, scope.cancel)
-            if future.cancelled():
-                scope.cancel()
-            try:
-                result = await self._pool.call_when(future.set_running_or_notify_cancel, function, args, kwargs)
-            except PoolBroken as exc:
-                message, exits = exc.args
-                self.broken = lambda: BrokenPool(message, exits)
-                _settle(future, future.set_exception, self.broken())
-            except (Exception, SystemExit, KeyboardInterrupt) as exc:
-                # Pickling the arguments runs code of theirs, here, where an exit would leave everybody else waiting.
-                _settle(future, future.set_exception, exc)
-            else:
-                _settle(future, future.set_result, result)
-        future._stop = None
-        if future._state == _CANCELLED:
-            # Cancelled before it began; those who wait for it have not been told yet.
-            future.set_running_or_notify_cancel()
-        with self._lock:
-            self._futures.discard(future)
-
-
-def _settle(future: CallFuture[Any], settle: Callable[[Any], None], outcome: Any) -> None:
-    """Set a future's outcome, unless it was cancelled a moment ago."""
-    with suppress(InvalidStateError):
-        settle(outcome)
+            thread.join()
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
@@ -365,20 +200,3 @@ def _items(chunks: Iterator[list[T]]) -> Iterator[T]:
 def _call_each(function: Callable[..., T], chunk: Iterable[tuple[Any, ...]]) -> list[T]:
     """Call *function* with each of several argument lists; runs in a worker."""
     return [function(*arguments) for arguments in chunk]
-
-
-_running: set[_Background] = set()
-_interpreter_is_ending = False
-
-
-def _finish_all() -> None:
-    """End every executor's thread at the end of the interpreter, which waits for threads and would wait for ever."""
-    global _interpreter_is_ending
-    _interpreter_is_ending = True
-    for background in list(_running):
-        background.finish()
-        background.join()
-
-
-# atexit comes too late: threads are waited for before its functions run. The standard executors use the same hook.
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import trio
 
 from fdpool.background import open_background
-from fdpool.calls import Call, CallOptions, name_of
+from fdpool.caller import Caller, check_callable
+from fdpool.calls import CallOptions, name_of
 from fdpool.dispatch import ASYNC_CALLS_PER_WORKER, Dispatcher, Tenure
 from fdpool.events import Broadcast, PoolEvents
 from fdpool.life import Terms
 from fdpool.mapping import BUFFER_BYTES, MapOptions, Results, open_results
 from fdpool.memory import functions
 from fdpool.memory.chunks import run_async_chunk, run_chunk
-from fdpool.memory.context import find_variables, gather_task, run_apart
+from fdpool.memory.context import find_variables, run_apart
 from fdpool.memory.pickling import pack_in_band, share
 from fdpool.process.cpus import default_workers
 from fdpool.process.launch import ExecLauncher
@@ -30,7 +31,6 @@ from fdpool.process.zygote import Zygote, encode_setup
 from fdpool.protocol.ladder import Ladder
 from fdpool.protocol.limits import Limits
 from fdpool.protocol.restart import Restart
-from fdpool.protocol.tasks import Operation
 from fdpool.statistics import PoolStatistics
 from fdpool.streaming import Items, open_stream
 from fdpool.supervisor import Supervisor
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from fdpool.calls import OnCancel, Reservation
-    from fdpool.memory.parcel import Packed
-    from fdpool.memory.pickling import Gathered
     from fdpool.memory.received import MappingMode
     from fdpool.memory.shared import Shared
     from fdpool.process.launch import Launcher
@@ -56,21 +54,12 @@ Start = Literal["zygote", "exec"]
 class Pool:
     """Worker processes that run functions; made by `open_pool`. To be used from the trio thread that opened it."""
 
-    def __init__(
-        self,
-        supervisor: Supervisor,
-        dispatcher: Dispatcher,
-        memory: Warehouse,
-        events: Broadcast,
-        options: CallOptions,
-        reservation: Reservation | None = None,
-    ) -> None:
-        self._memory = memory
+    def __init__(self, supervisor: Supervisor, events: Broadcast, caller: Caller) -> None:
         self._supervisor = supervisor
-        self._dispatcher = dispatcher
         self._events = events
-        self._options = options
-        self._reservation = reservation
+        self._caller = caller
+        self._dispatcher = caller.dispatcher
+        self._memory = caller.memory
 
     def options(
         self,
@@ -112,10 +101,10 @@ class Pool:
             "context": None if context is None else find_variables(context),
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return self._with(replace(self._options, **changes), self._reservation)
+        return self._with(replace(self._caller.options, **changes), self._caller.reservation)
 
     def _with(self, options: CallOptions, reservation: Reservation | None) -> Pool:
-        return Pool(self._supervisor, self._dispatcher, self._memory, self._events, options, reservation)
+        return Pool(self._supervisor, self._events, Caller(self._dispatcher, self._memory, options, reservation))
 
     async def run_sync(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call `function(*args, **kwargs)` in a worker, and return what it returns.
@@ -145,7 +134,7 @@ class Pool:
         Cancellation: always a checkpoint. A call still waiting is forgotten; what happens to one that runs is up to
             `options(on_cancel=…)`. It has ended before `trio.Cancelled` leaves.
         """
-        value: T = await self.call_when(None, function, args, kwargs)
+        value: T = await self._caller.run(function, args, kwargs)
         return value
 
     async def run(self, async_function: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
@@ -161,28 +150,8 @@ class Pool:
         Raises:
           TypeError: *async_function* returned something that cannot be awaited.
         """
-        value: T = await self.call_when(None, async_function, args, kwargs, is_async=True)
+        value: T = await self._caller.run(async_function, args, kwargs, is_async=True)
         return value
-
-    async def call_when(
-        self,
-        begins: Callable[[], bool] | None,
-        function: Callable[..., T],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        is_async: bool = False,
-    ) -> Any:
-        """Call like `run_sync`, asking *begins* when a worker is free for the call whether it should still run.
-
-        A call that it answers False for is not sent; cancel this, for nothing else will end it.
-        """
-        _check_callable(function)
-        if not is_async and inspect.iscoroutinefunction(function):
-            raise TypeError(f"{name_of(function)} is an async function: call it with run, not with run_sync")
-        gathered = gather_task((function, args, kwargs), self._options.mapping, self._options.context)
-        call = await self._perform_within_budget(name_of(function), gathered, begins, is_async)
-        return call.outcome()
 
     def stream(
         self, function: Callable[..., Iterable[T] | AsyncIterable[T]], /, *args: Any, **kwargs: Any
@@ -211,19 +180,10 @@ class Pool:
         Cancellation: entering, iterating and leaving are checkpoints. The generator has ended before the block is left,
             as `options(on_cancel=…)` say: with `"wait"` it is not interrupted, but closed where it yields next.
         """
-        _check_callable(function)
+        check_callable(function)
         if inspect.iscoroutinefunction(function):
             raise TypeError(f"{name_of(function)} is an async function that yields nothing: call it with run")
-        options = self._options
-        return open_stream(
-            self._dispatcher,
-            self._memory,
-            options,
-            self._reservation,
-            name_of(function),
-            (function, args, kwargs, options.stream_items, options.stream_bytes),
-            is_async=_is_async_generator(function),
-        )
+        return open_stream(self._caller, function, args, kwargs, is_async=_is_async_generator(function))
 
     def map_sync(
         self,
@@ -295,13 +255,13 @@ class Pool:
     def _open_results(
         self, options: MapOptions, function: Callable[..., Any], iterables: tuple[Any, ...], *, is_async: bool
     ) -> AbstractAsyncContextManager[Results[Any]]:
-        _check_callable(function)
+        check_callable(function)
         if not iterables:
             raise TypeError(f"{'map' if is_async else 'map_sync'} needs at least one iterable to draw arguments from")
         chunk = run_async_chunk if is_async else run_chunk
         # Each item by itself, whether or not it shares its call with others; async ones are tasks of their own anyway.
-        each = partial(run_apart, function) if self._options.context and not is_async else function
-        call = partial(self._call_chunk, name_of(function), is_async, chunk, each)
+        each = partial(run_apart, function) if self._caller.options.context and not is_async else function
+        call = partial(self._caller.run_chunk, name_of(function), is_async, chunk, each)
         return open_results(options, call, iterables)
 
     async def share(self, value: T) -> Shared[T]:
@@ -317,7 +277,7 @@ class Pool:
         Cancellation: a checkpoint, before anything is done.
         """
         await trio.lowlevel.checkpoint()
-        return share(value, self._options.mapping)
+        return share(value, self._caller.options.mapping)
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Worker]:
@@ -339,7 +299,7 @@ class Pool:
                 if reservation.refusal is not None:
                     raise reservation.refusal()
             reservation.is_held = True
-            yield Worker(self._with(self._options, reservation), reservation)
+            yield Worker(self._with(self._caller.options, reservation), reservation)
         finally:
             self._dispatcher.give_back(reservation)
 
@@ -415,50 +375,6 @@ class Pool:
             for worker in self._supervisor.workers:
                 nursery.start_soon(dump, worker)
         return stacks
-
-    async def _call_chunk(self, name: str, is_async: bool, function: Callable[..., Any], *args: Any) -> tuple[Any, int]:
-        """Make a call of several items, under the name of what they are for; return what came of it, and how big."""
-        gathered = gather_task((function, args, {}), self._options.mapping, self._options.context)
-        call = await self._perform_within_budget(name, gathered, None, is_async)
-        nbytes = call.answer_bytes
-        return call.outcome(), nbytes
-
-    async def _perform_within_budget(
-        self, name: str, gathered: Gathered, begins: Callable[[], bool] | None, is_async: bool
-    ) -> Call:
-        """Copy what has to be copied when there is room for it, and have the call run."""
-        nbytes = gathered.nbytes
-        if nbytes:
-            await self._memory.budget.acquire(nbytes)
-        try:
-            packed = gathered.pack()
-            try:
-                return await self._perform(name, packed, begins, is_async)
-            finally:
-                packed.close()
-        finally:
-            if nbytes:
-                self._memory.budget.release(nbytes)
-
-    @trio.lowlevel.enable_ki_protection
-    async def _perform(self, name: str, packed: Packed, begins: Callable[[], bool] | None, is_async: bool) -> Call:
-        """Have a call run, and return it when it is done."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        call = Call(next(self._dispatcher.numbers), name, packed, self._options, self._reservation)
-        call.begins = begins
-        if is_async:
-            call.is_async, call.request = True, Operation.RUN_ASYNC
-        self._dispatcher.submit(call)
-        try:
-            if self._options.on_cancel == "wait":
-                with trio.CancelScope(shield=True):
-                    await call.wait_done()
-            else:
-                await call.wait_done()
-        except BaseException:
-            await self._dispatcher.stop_call(call)
-            raise
-        return call
 
 
 class Worker:
@@ -633,7 +549,7 @@ async def open_pool(
         nursery.start_soon(dispatcher.let_idle_go)
         nursery.start_soon(memory.run)
         try:
-            yield Pool(supervisor, dispatcher, memory, events, options)
+            yield Pool(supervisor, events, Caller(dispatcher, memory, options))
         finally:
             dispatcher.refuse(lambda: trio.ClosedResourceError("the pool was closed"))
             try:
@@ -643,9 +559,9 @@ async def open_pool(
                 events.close()
 
 
-def _check_callable(function: object) -> None:
-    if not callable(function):
-        raise TypeError(f"a {type(function).__name__} cannot be called: the function comes first, then its arguments")
+def caller_of(pool: Pool) -> Caller:
+    """Return what makes the calls of *pool*, for who makes them without a task that waits for each."""
+    return pool._caller
 
 
 def _is_async_generator(function: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar
 
 import trio
 
-from fdpool.calls import Call
+from fdpool.calls import Call, name_of
 from fdpool.errors import RemoteError, TaskCancelled, WorkerDied
 from fdpool.memory.context import gather_task
 from fdpool.memory.exceptions import OwnContext
@@ -16,8 +16,9 @@ from fdpool.protocol.tasks import Operation, encode
 from fdpool.protocol.window import ReceivingWindow, encode_taken
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
+    from fdpool.caller import Caller
     from fdpool.calls import CallOptions, Reservation
     from fdpool.dispatch import Dispatcher
     from fdpool.memory.parcel import Packed, Parcel
@@ -240,19 +241,9 @@ class Items(Generic[T]):
 @asynccontextmanager
 @trio.lowlevel.enable_ki_protection
 async def open_stream(
-    dispatcher: Dispatcher,
-    memory: Warehouse,
-    options: CallOptions,
-    reservation: Reservation | None,
-    name: str,
-    function_and_window: tuple[Any, ...],
-    *,
-    is_async: bool,
+    caller: Caller, function: Callable[..., Any], args: Any, kwargs: Any, *, is_async: bool
 ) -> AsyncIterator[Items[Any]]:
     """Have a generator run while the block does, once there is room for its arguments; see that it has ended then.
-
-    Args:
-      function_and_window: What the worker is sent: function, args, kwargs, items, bytes.
 
     Raises:
       Exception: as `Pool.run_sync`, where the arguments cannot be sent.
@@ -261,8 +252,10 @@ async def open_stream(
     Cancellation: always a checkpoint. The generator has ended before `trio.Cancelled` leaves.
     """
     await trio.lowlevel.checkpoint()
-    async with memory.pack(gather_task(function_and_window, options.mapping, options.context)) as packed:
-        call = StreamCall(next(dispatcher.numbers), name, packed, options, reservation, is_async=is_async)
+    dispatcher, memory, options = caller.dispatcher, caller.memory, caller.options
+    name, task = name_of(function), (function, args, kwargs, options.stream_items, options.stream_bytes)
+    async with memory.pack(gather_task(task, options.mapping, options.context)) as packed:
+        call = StreamCall(next(dispatcher.numbers), name, packed, options, caller.reservation, is_async=is_async)
         items: Items[Any] = Items(call, memory)
         dispatcher.submit(call)
         try:

@@ -49,10 +49,7 @@ class Budget:
 
         Cancellation: nothing was taken.
         """
-        if self.limit is not None and nbytes > self.limit:
-            raise ValueError(f"the call has {nbytes} bytes to copy, and the memory_budget is {self.limit} bytes")
-        if not self._waiting and self._fits(nbytes):
-            self.in_flight += nbytes
+        if self.acquire_nowait(nbytes):
             return
         waiter = (nbytes, trio.Event())
         self._waiting.append(waiter)
@@ -65,6 +62,15 @@ class Budget:
                 self._waiting.remove(waiter)
                 self._admit()
             raise
+
+    def acquire_nowait(self, nbytes: int) -> bool:
+        """Take room if there is some, and nobody waits for any; return whether it was taken. Raises as `acquire`."""
+        if self.limit is not None and nbytes > self.limit:
+            raise ValueError(f"the call has {nbytes} bytes to copy, and the memory_budget is {self.limit} bytes")
+        if self._waiting or not self._fits(nbytes):
+            return False
+        self.in_flight += nbytes
+        return True
 
     def release(self, nbytes: int) -> None:
         """Give room back."""

@@ -111,8 +111,8 @@ def test_map_times_out(executor: Executor) -> None:
         results = executor.map(tasks.ring_and_hang, [event], timeout=0.05)
         with pytest.raises(TimeoutError):
             next(results)
-        assert executor._background is not None
-        for future in list(executor._background._futures):
+        assert executor._thread is not None
+        for future in list(executor._thread._futures):
             future.cancel()
 
 
@@ -145,6 +145,47 @@ def test_waiting_calls_can_be_cancelled_and_are_never_begun() -> None:
         assert wait(waiting, 30).not_done == set()
         assert running.cancel()
         assert executor.submit(tasks.add, 1).result(30) == 2
+
+
+def test_waiting_calls_can_be_cancelled_though_those_that_run_may_not_be_stopped() -> None:
+    with Executor(1, on_cancel="wait") as executor, EventFd() as event, EventFd() as go_on, EventFd() as has_ended:
+        running = executor.submit(tasks.ring_and_wait_and_ring, event, go_on, has_ended)
+        wait_for(event)
+        waiting = [executor.submit(tasks.kill_self) for _ in range(5)]
+        assert executor._thread is not None
+        while executor._thread._caller.dispatcher.queued < 5:
+            pass
+        assert all(future.cancel() for future in [*waiting, running])
+        assert wait([*waiting, running], 30).not_done == set()
+        go_on.write()
+        wait_for(has_ended)
+        assert executor.submit(tasks.add, 1).result(30) == 2
+
+
+def test_calls_wait_for_room_in_the_budget_and_can_be_cancelled_there() -> None:
+    with Executor(1, memory_budget=3_000_000) as executor, EventFd() as event, EventFd() as go_on:
+        running = executor.submit(tasks.ring_and_wait, event, go_on)
+        wait_for(event)
+        first, second, third = [executor.submit(tasks.add, bytes(2_000_000), bytes([number])) for number in range(3)]
+        small = executor.submit(tasks.add, 1)
+        assert second.cancel()
+        assert wait([second], 30).not_done == set()
+        go_on.write()
+        assert [future.result(30)[-1:] for future in (first, third)] == [b"\0", b"\2"]
+        assert (small.result(30), running.result(30)) == (2, 1)
+        # All of it is there again.
+        assert len(executor.submit(tasks.add, bytes(2_999_000), b"!").result(30)) == 2_999_001
+        assert isinstance(executor.submit(tasks.add, bytes(3_100_000)).exception(30), ValueError)
+
+
+def test_answers_are_taken_while_calls_are_made_without_end(executor: Executor) -> None:
+    first = executor.submit(tasks.add, 1)
+    more = 0
+    while not first.done():
+        executor.submit(tasks.add, more)
+        more += 1
+        assert more < 1_000_000
+    assert first.result(0) == 2
 
 
 def test_shutdown_can_cancel_what_waits() -> None:
@@ -203,11 +244,11 @@ def test_a_block_waits_for_its_calls() -> None:
 def test_a_dropped_executor_finishes_what_it_was_given() -> None:
     executor = Executor(1)
     futures = [executor.submit(tasks.add, number) for number in range(20)]
-    background = executor._background
-    assert background is not None
+    thread = executor._thread
+    assert thread is not None
     del executor
     assert [future.result(30) for future in futures] == list(range(1, 21))
-    background.join()
+    thread.join()
 
 
 def test_it_may_be_used_from_several_threads(executor: Executor) -> None:
@@ -455,11 +496,11 @@ def test_a_program_may_just_end(how: str) -> None:
 def test_a_dropped_executor_ends_its_workers() -> None:
     executor = Executor(1)
     pid = executor.submit(tasks.pid).result(30)
-    background = executor._background
-    assert background is not None
+    thread = executor._thread
+    assert thread is not None
     with PidFd(pid) as worker:
         del executor
-        background.join()
+        thread.join()
         assert worker.has_exited()
 
 

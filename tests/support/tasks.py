@@ -89,6 +89,12 @@ def ring_and_wait(event: EventFd, go_on: EventFd) -> int:
         return go_on.read()
 
 
+def ring_and_wait_and_ring(event: EventFd, go_on: EventFd, has_ended: EventFd) -> None:
+    with has_ended:
+        ring_and_wait(event, go_on)
+        has_ended.write()
+
+
 def ring_and_stay(event: EventFd, go_on: EventFd) -> int:
     """Say that the task runs; return where, once *go_on* is rung, which it stays for others."""
     with event, go_on:
