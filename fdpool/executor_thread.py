@@ -14,6 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
+from logging import getLogger
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -182,9 +183,8 @@ class ExecutorThread:
 
     def _end_if_idle(self) -> None:
         with self._lock:
-            is_idle = self._is_finishing and not self._futures
-        if is_idle:
-            self._has_ended.set()
+            if self._is_finishing and not self._futures:
+                self._has_ended.set()
 
     def _begin_submitted(self) -> None:
         self._is_told = False
@@ -198,28 +198,31 @@ class ExecutorThread:
         if future.cancelled():
             self._forget(future)
             return
-        budget = self._caller.memory.budget
         try:
             gathered = self._caller.gather(function, args, kwargs)
-            if gathered.nbytes and not budget.acquire_nowait(gathered.nbytes):
-                scope = trio.CancelScope()
-                self._futures[future] = scope.cancel
-                self._nursery.start_soon(self._begin_with_room, future, name_of(function), gathered, scope)
-                return
+            name = name_of(function)
+            has_room = not gathered.nbytes or self._caller.memory.budget.acquire_nowait(gathered.nbytes)
         except BaseException as exc:
             # Pickling runs code of theirs, here, where an exit would leave everybody else waiting.
             self._refuse(future, exc)
             return
-        self._submit(future, name_of(function), gathered)
+        if has_room:
+            self._submit(future, name, gathered)
+        else:
+            scope = trio.CancelScope()
+            self._futures[future] = scope.cancel
+            self._nursery.start_soon(self._begin_with_room, future, name, gathered, scope)
 
     async def _begin_with_room(
         self, future: CallFuture[Any], name: str, gathered: Gathered, scope: trio.CancelScope
     ) -> None:
         with scope:
             await self._caller.memory.budget.acquire(gathered.nbytes)
-            self._futures[future] = None
-            self._submit(future, name, gathered)
-            return
+            if not future.cancelled():
+                self._submit(future, name, gathered)
+                return
+            # Cancelled in the moment when there was room.
+            self._caller.memory.budget.release(gathered.nbytes)
         self._forget(future)
 
     def _submit(self, future: CallFuture[Any], name: str, gathered: Gathered) -> None:
@@ -291,13 +294,18 @@ class ExecutorThread:
             future.set_running_or_notify_cancel()
         with self._lock:
             self._futures.pop(future, None)
-        self._end_if_idle()
+            self._end_if_idle()
 
 
 def _settle(settle: Callable[[Any], None], outcome: Any) -> None:
     """Set a future's outcome, unless it was cancelled a moment ago."""
-    with suppress(InvalidStateError):
+    try:
         settle(outcome)
+    except InvalidStateError:
+        pass
+    except BaseException:
+        # The standard library logs what callbacks raise, but for exits; these would leave everybody else waiting.
+        getLogger("concurrent.futures").exception("a callback of a future raised")
 
 
 def check_interpreter() -> None:

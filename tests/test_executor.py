@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import select
 import subprocess
 import sys
 import threading
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -176,6 +178,41 @@ def test_calls_wait_for_room_in_the_budget_and_can_be_cancelled_there() -> None:
         # All of it is there again.
         assert len(executor.submit(tasks.add, bytes(2_999_000), b"!").result(30)) == 2_999_001
         assert isinstance(executor.submit(tasks.add, bytes(3_100_000)).exception(30), ValueError)
+
+
+@pytest.mark.parametrize("on_cancel", ["interrupt", "wait"])
+def test_whenever_calls_are_cancelled_each_ends_and_all_room_is_there_again(on_cancel: Any) -> None:
+    chance = random.Random(5)
+    with Executor(2, on_cancel=on_cancel, memory_budget=1_000_000) as executor:
+        under_way: deque[Future[bytes]] = deque()
+        ended = 0
+        for _ in range(400):
+            # Not all of them fit at once.
+            under_way.append(executor.submit(tasks.add, bytes(chance.choice([10, 300_000, 800_000])), b"!"))
+            if chance.random() < 0.6:
+                chance.choice(under_way).cancel()
+            while len(under_way) > 8:
+                future = under_way.popleft()
+                assert wait([future], 30).not_done == set()
+                ended += future.cancelled() or future.result(0).endswith(b"!")
+        assert len(executor.submit(tasks.add, bytes(999_000), b"!").result(30)) == 999_001
+        assert ended == 392
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_callback_that_raises_is_logged_and_hurts_nobody_else(
+    executor: Executor, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_future: Future[int]) -> None:
+        raise error("of the callback")
+
+    with EventFd() as event, EventFd() as go_on:
+        future = executor.submit(tasks.ring_and_wait, event, go_on)
+        future.add_done_callback(fail)
+        go_on.write()
+        assert future.result(30) == 1
+    assert executor.submit(tasks.add, 1).result(30) == 2
+    assert "of the callback" in caplog.text
 
 
 def test_answers_are_taken_while_calls_are_made_without_end(executor: Executor) -> None:
