@@ -212,6 +212,40 @@ def test_memory_that_is_refused_to_a_worker_costs_its_call_and_keeps_none_in_use
     report("memory refused to a worker", tally, capsys)
 
 
+WITH_STREAM = Target("worker", "exec", kind="stream")
+
+
+def test_a_worker_killed_while_it_streams_costs_the_rest_of_the_stream(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = ["sendmsg", "recvmsg", "memfd_create"]
+    faults = [f"{call}:signal=SIGKILL:when={number}" for call, number in WITH_STREAM.points(tmp_path, calls)]
+    tally: Counter[str] = Counter()
+    for fault, code, line in outcomes(WITH_STREAM, tmp_path, faults):
+        outcome, _, left = line.partition("; left: ")
+        assert (code, left) == (0, ""), f"{fault}: {line}"
+        # Killed before it got the stream, another worker makes all of it; killed after it, the call behind it fails.
+        assert outcome in {"3", "WorkerDied", "3, then WorkerDied, 0 bytes still in use"}, f"{fault}: {line}"
+        tally["answered" if outcome == "3" else outcome] += 1
+    assert tally["WorkerDied"] >= 5
+    report("worker killed while it streams", tally, capsys)
+
+
+def test_a_worker_that_is_refused_messages_while_it_streams_ends_the_stream_or_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = {"sendmsg": ["ENOBUFS", "EAGAIN"], "recvmsg": ["ENOMEM", "EINTR"]}
+    points = WITH_STREAM.points(tmp_path, errors)
+    faults = [f"{call}:error={error}:when={number}" for call, number in points for error in errors[call]]
+    tally: Counter[str] = Counter()
+    for fault, code, line in outcomes(WITH_STREAM, tmp_path, faults):
+        outcome, _, left = line.partition("; left: ")
+        assert (code, left) == (0, ""), f"{fault}: {line}"
+        assert outcome in {"3", "WorkerDied", "OSError"}, f"{fault}: {line}"
+        tally["answered" if outcome == "3" else outcome] += 1
+    report("worker refused while it streams", tally, capsys)
+
+
 ERRORS = {
     "recvmsg": ["EMFILE", "ENOMEM", "EAGAIN", "EINTR"],
     "sendmsg": ["ENOBUFS", "ENOMEM", "EAGAIN", "EINTR"],
