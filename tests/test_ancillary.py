@@ -196,7 +196,7 @@ def test_too_many_in_flight_are_waited_for() -> None:
                 assert (bytes(buffer), len(received.fds)) == (b"last", 1)
 
     # No process is waited for in there, so the clock may jump.
-    run_as_nobody(lambda: trio.run(main, clock=MockClock(autojump_threshold=0)))
+    run_as_nobody(lambda: trio.run(main, clock=MockClock(autojump_threshold=0)), alone=True)
 
 
 class signal_at:

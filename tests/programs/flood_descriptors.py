@@ -18,9 +18,9 @@ from fdpool.channel import Channel, open_channel_pair
 from fdpool.kernel import EventFd, PidFd
 from fdpool.transport import Transport
 from fdpool.worker.channel import BlockingChannel
+from tests.support.unprivileged import own_uid
 
 LIMIT = 64
-NOBODY = 65534
 
 
 def flood(channel: Channel, event: EventFd) -> int:
@@ -110,8 +110,8 @@ def blocking_send_waits_too(event: EventFd) -> None:
 def main() -> None:
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(own_uid())
+        os.setuid(own_uid())
     resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
     with EventFd() as event:
         trio.run(send_waits_until_descriptors_land, event)

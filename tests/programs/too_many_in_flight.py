@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from fdpool import Connection, EventFd
+from tests.support.unprivileged import own_uid
 
 BATCH, BATCHES = 4, 24
 
@@ -36,7 +37,7 @@ async def main() -> None:
 
 
 if os.geteuid() == 0:
-    # Root is exempt from the limit. An id of its own, since the count is per user.
-    os.setresuid(65531, 65531, 65531)
+    # Root is exempt from the limit.
+    os.setresuid(own_uid(), own_uid(), own_uid())
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 trio.run(main)

@@ -12,8 +12,17 @@ if TYPE_CHECKING:
 NOBODY: Final = 65534
 
 
-def run_as_nobody(check: Callable[[], None]) -> None:
-    """Run *check* in a forked child that gave up every privilege; fail with its traceback if it fails."""
+def own_uid() -> int:
+    """Return a user id that no other process has: some limits are counted for all processes of a user together."""
+    return 61_000 + os.getpid() % 4_000
+
+
+def run_as_nobody(check: Callable[[], None], *, alone: bool = False) -> None:
+    """Run *check* in a forked child that gave up every privilege; fail with its traceback if it fails.
+
+    Args:
+      alone: As a user whom nobody else here is, not another run of these tests either.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -21,9 +30,10 @@ def run_as_nobody(check: Callable[[], None]) -> None:
         try:
             os.close(reader)
             if os.getuid() == 0:
+                uid = own_uid() if alone else NOBODY
                 os.setgroups([])
-                os.setresgid(NOBODY, NOBODY, NOBODY)
-                os.setresuid(NOBODY, NOBODY, NOBODY)
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
             check()
             status = 0
         except BaseException:
