@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.leaks import children, open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# How long an example takes says something of the machine only. Where CI is set, the examples are always the same ones.
+settings.register_profile(
+    "fdpool",
+    settings.get_profile("ci" if "CI" in os.environ else "default"),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("fdpool")
 
 
 def pytest_collection_finish() -> None:

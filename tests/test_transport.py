@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fdpool.errors import FdLimitError, RemoteProtocolError
@@ -425,7 +425,6 @@ def test_a_peer_that_shrinks_the_memory_of_a_payload_only_shortens_it(pair: tupl
         assert receive(pair[1]).payload == bytes(10)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 3))
 def test_no_datagram_raises_anything_else_or_leaks(data: bytes, count: int) -> None:
     left, right = map(Transport, socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))

@@ -57,7 +57,7 @@ def with_tasks(play: Callable[[Asking], Awaitable[None]], limit: int | None = LI
 STEPS = st.tuples(st.sampled_from(["ask", "ask", "cancel", "release"]), st.integers(0, LIMIT))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(STEPS, max_size=30))
 def test_room_is_given_in_the_order_it_was_asked_for_whoever_is_cancelled(steps: list[tuple[str, int]]) -> None:
     async def play(asking: Asking) -> None:

@@ -62,7 +62,7 @@ def test_a_view_outlives_the_block_object_and_the_retaining() -> None:
     assert own.statistics().segments == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(st.integers(0, 200_000), st.floats(0, 0.999)), max_size=60))
 def test_blocks_never_overlap_and_nothing_is_lost(steps: list[int | float]) -> None:
     own = Arena()

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fdpool
@@ -276,7 +276,6 @@ def test_a_lease_cannot_end_twice() -> None:
     del kept
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_news_or_a_protocol_error(data: bytes) -> None:
     exchange = Exchange(keeps_fds=True)

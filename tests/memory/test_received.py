@@ -73,7 +73,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.booleans(), st.lists(STEPS, min_size=50, max_size=100))
 def test_whatever_is_written_and_whenever_it_is_dropped_a_later_block_is_as_it_was_sent(
     cleans_later: bool, steps: list[tuple[str, int, int]]

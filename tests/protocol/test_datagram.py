@@ -6,7 +6,7 @@ import struct
 from typing import NamedTuple
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fdpool.errors import RemoteProtocolError
@@ -48,7 +48,6 @@ def all_handles(parts: Parts[int]) -> list[int]:
     return parts.handles if parts.spill is None else [parts.spill, *parts.handles]
 
 
-@settings(deadline=None)
 @given(
     message_id=st.integers(0, 2**64 - 1),
     payload=st.one_of(st.binary(max_size=64), st.just(bytes(MAX_INLINE_BYTES))),
@@ -156,7 +155,6 @@ def test_a_spilled_payload_survives_the_loss_of_other_handles(lost: int, spill: 
     assert len(parts.kinds) == 399
 
 
-@settings(deadline=None)
 @given(
     payloads=st.lists(st.binary(max_size=20), max_size=4), count=st.sampled_from([0, 254, 600]), at=st.integers(0, 3)
 )
@@ -262,7 +260,6 @@ def noise(draw: st.DrawFn) -> Wire:
     return Wire(draw(st.binary(max_size=40)), [0] * draw(st.integers(0, 3)))
 
 
-@settings(deadline=None)
 @given(wires=wires(), damage=st.sets(st.integers(0, 9)))
 def test_whatever_arrives_no_handle_is_lost_or_doubled(wires: list[Wire], damage: set[int]) -> None:
     assume(wires)

@@ -11,7 +11,7 @@ import uuid
 from typing import Any, NoReturn
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fdpool.errors import RemoteProtocolError
@@ -119,7 +119,6 @@ def test_a_value_nested_too_deeply_is_told_in_words() -> None:
     assert there_and_back(extra=deep)["extra"] == "<a list whose repr() raised RecursionError>"
 
 
-@settings(deadline=None)
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3),
     st.integers(60_000, 70_000),
