@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 import trio
 
 from fdpool.identifying_transport import IdentifyingTransport
+from fdpool.kernel.peer import is_shut_down
 from fdpool.transport import DONTWAIT, PEER_GONE, TRY_LATER, Message, Outgoing, Transport
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ class Channel(trio.abc.AsyncResource):
           trio.BusyResourceError: another task is receiving on this channel.
           trio.ClosedResourceError: this side was closed, before or during the call.
           trio.EndOfChannel: the peer of a `SOCK_SEQPACKET` channel closed its end.
-          trio.BrokenResourceError: the peer of a `SOCK_SEQPACKET` channel closed its end with messages unread.
+          trio.BrokenResourceError: the peer of a `SOCK_SEQPACKET` channel closed its end with messages unread; or
+              this end was shut down, by somebody who has a duplicate of it.
           FdLimitError: handles were lost because this process may open no more; its `data` is the payload. The
               channel still works. A payload over 64 KiB travels as a handle and can be among what was lost.
           RemoteProtocolError: the message was malformed, or its chunks are of several processes (on a channel that
@@ -126,10 +128,14 @@ class Channel(trio.abc.AsyncResource):
         """
         with self._receiving:
             await trio.lowlevel.checkpoint_if_cancelled()
+            was_readable = False
             while True:
                 try:
                     message = self._receive_next()
                 except BlockingIOError:
+                    if was_readable and is_shut_down(self._transport.socket):
+                        raise trio.BrokenResourceError("this end was shut down, and nothing can arrive") from None
+                    was_readable = True
                     with _peer_errors:
                         await trio.lowlevel.wait_readable(self._transport.socket)
                 else:

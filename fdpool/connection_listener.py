@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from fdpool.connection import Connection
+from fdpool.kernel.peer import is_shut_down
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -72,16 +73,20 @@ async def open_connection_listener(
     await trio.lowlevel.checkpoint()
     address = os.fspath(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    is_bound = False
     try:
         # Linux gives the path the mode of the socket's own inode: there is no moment at which it is another.
         os.fchmod(sock.fileno(), mode)
         if replace and _inode(address) is not None:
             os.unlink(address)
         sock.bind(address)
+        is_bound = True
         sock.listen(backlog)
         return ConnectionListener(sock, remove_path=True)
     except BaseException:
         sock.close()
+        if is_bound and _inode(address) is not None:
+            os.unlink(address)
         raise
 
 
@@ -106,6 +111,9 @@ class ConnectionListener(trio.abc.Listener[Connection]):
         self._socket = sock
         self._path: str | bytes = sock.getsockname() if remove_path else b""
         self._inode = _inode(self._path)
+        if self._inode is not None:
+            # The program may be elsewhere when this is closed.
+            self._path = os.path.abspath(self._path)
 
     @trio.lowlevel.enable_ki_protection
     async def accept(self) -> Connection:
@@ -114,15 +122,20 @@ class ConnectionListener(trio.abc.Listener[Connection]):
         Raises:
           trio.BusyResourceError: another task is accepting.
           trio.ClosedResourceError: this was closed, before or during the call.
-          OSError: no descriptor or memory left for it (EMFILE, ENFILE, ENOBUFS, ENOMEM); it stays in the queue.
+          OSError: no descriptor or memory left for it (EMFILE, ENFILE, ENOBUFS, ENOMEM); it stays in the queue. Or
+              somebody who has a duplicate of the socket shut it down (EINVAL), and nobody can come any more.
 
         Cancellation: always a checkpoint. After `trio.Cancelled`, nobody was accepted.
         """
         await trio.lowlevel.checkpoint()
+        was_readable = False
         while True:
             try:
                 sock, _ = self._socket.accept()
             except (BlockingIOError, ConnectionAbortedError):
+                if was_readable and is_shut_down(self._socket):
+                    raise OSError(errno.EINVAL, "the listener was shut down: nobody can connect to it") from None
+                was_readable = True
                 await trio.lowlevel.wait_readable(self._socket)
             except OSError:
                 if self._socket.fileno() < 0:

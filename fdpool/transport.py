@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from fdpool.errors import FdLimitError, RemoteProtocolError, fd_limit_error
 from fdpool.kernel import HandleKind, HasFileno, MemFd, OwnedFd, handle_kind, recv_with_fds, send_with_fds
+from fdpool.kernel.buffers import bytes_of
 from fdpool.kernel.descriptor import fd_number
 from fdpool.kernel.kind import into_typed
 from fdpool.protocol.datagram import (
@@ -101,7 +102,7 @@ class Outgoing:
     __slots__ = ("_spill", "pending")
 
     def __init__(self, message_id: int, payload: Buffer, handles: Sequence[HasFileno]) -> None:
-        view = memoryview(payload).cast("B")
+        view = bytes_of(payload)
         self._spill: MemFd | None = None
         lent = [*handles]
         kinds = bytes(handle_kind(fd_number(handle)) for handle in lent)
@@ -134,6 +135,8 @@ class Outgoing:
 class Transport:
     """One end of a datagram socketpair, owned. Used by one task or thread in each direction at a time.
 
+    A timeout of the socket's own is taken off.
+
     Raises:
       ValueError: *sock* is not AF_UNIX of type `SOCK_DGRAM` or `SOCK_SEQPACKET`; it stays the caller's.
     """
@@ -146,6 +149,10 @@ class Transport:
                 "a channel needs an AF_UNIX socket of type SOCK_DGRAM or SOCK_SEQPACKET, "
                 f"not {sock.family!r} of type {sock.type!r}"
             )
+        if sock.gettimeout():
+            # Python would wait that long by itself, whatever the flags say. One is there if somebody has called
+            # socket.setdefaulttimeout; the descriptor does not block already.
+            sock.settimeout(0)
         self.socket = sock
         self._ids = count()
         self._assembler: Assembler[OwnedFd] = Assembler()

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from contextlib import suppress
@@ -23,7 +24,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 import fdpool
 from fdpool.channel import Channel, open_channel_pair
 from fdpool.errors import FdLimitError, RemoteProtocolError
-from fdpool.kernel import EventFd, MemFd
+from fdpool.kernel import EventFd, MemFd, OwnedFd
 from tests.support.leaks import descriptor_count
 from tests.support.sweep import SigintAt, cancellation_points
 from tests.test_transport import room_for
@@ -574,3 +575,56 @@ def test_an_interrupt_at_any_line_leaks_nothing_and_hurts_nothing(
             assert descriptor_count() == before
     left.close()
     right.close()
+
+
+async def test_a_timeout_of_the_socket_does_not_hold_up_the_thread() -> None:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)
+    try:
+        left, right = open_channel_pair()
+    finally:
+        socket.setdefaulttimeout(before)
+    async with left, right:
+        with trio.fail_after(10):
+            with pytest.raises(trio.WouldBlock):
+                right.receive_nowait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(right.receive)
+                await wait_all_tasks_blocked()
+                await left.send(b"at last")
+
+
+async def test_an_end_that_somebody_shut_down_says_so(pair: tuple[Channel, Channel]) -> None:
+    _, right = pair
+    with socket.socket(fileno=os.dup(right.fileno())) as duplicate:
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with pytest.raises(trio.BrokenResourceError, match="was shut down"):
+                    await right.receive()
+
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked()
+            duplicate.shutdown(socket.SHUT_RD)
+
+
+async def test_an_empty_payload_may_have_any_shape(pair: tuple[Channel, Channel]) -> None:
+    left, right = pair
+    empty = memoryview(bytearray(8)).cast("B", (2, 4))[:0]
+    with EventFd() as event:
+        for handles in ([], [event]):
+            await left.send(empty, handles)
+            with await right.receive() as message:
+                assert (message.payload, len(message.handles)) == (b"", len(handles))
+
+
+async def test_a_place_of_a_socket_arrives_as_the_file_it_is(pair: tuple[Channel, Channel], tmp_path: Path) -> None:
+    left, right = pair
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(tmp_path / "place"))
+        with OwnedFd(os.open(tmp_path / "place", os.O_PATH | os.O_CLOEXEC)) as place:
+            await left.send(b"here", [place])
+    with await right.receive() as message:
+        [arrived] = message.handles
+        assert type(arrived) is OwnedFd
+        assert stat.S_ISSOCK(os.fstat(arrived.fileno()).st_mode)

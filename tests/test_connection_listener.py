@@ -255,3 +255,34 @@ async def test_the_code_in_the_documentation_works(tmp_path: Path, monkeypatch: 
             assert (header[0], body, len(fds)) == (5, b"body", 1)
             await connection.send_message(header, body, fds=fds)
             fds[0].close()
+
+
+async def test_a_listener_that_somebody_shut_down_says_so(tmp_path: Path) -> None:
+    async with await open_connection_listener(tmp_path / "shut") as listener:
+        with socket.socket(fileno=os.dup(listener._socket.fileno())) as duplicate:
+            async with trio.open_nursery() as nursery:
+
+                async def accept() -> None:
+                    with pytest.raises(OSError, match="the listener was shut down"):
+                        await listener.accept()
+
+                nursery.start_soon(accept)
+                await trio.testing.wait_all_tasks_blocked()
+                duplicate.shutdown(socket.SHUT_RD)
+
+
+@pytest.mark.parametrize("backlog", ["many", 1 << 40])
+async def test_a_listener_that_cannot_be_leaves_nothing_at_its_path(tmp_path: Path, backlog: Any) -> None:
+    with pytest.raises((TypeError, OverflowError)):
+        await open_connection_listener(tmp_path / "refused", backlog=backlog)
+    assert not (tmp_path / "refused").exists()
+
+
+async def test_a_relative_path_is_removed_wherever_the_program_is_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with await open_connection_listener("relative"):
+        monkeypatch.chdir("/")
+        assert (tmp_path / "relative").exists()
+    assert not (tmp_path / "relative").exists()

@@ -702,3 +702,16 @@ async def test_async_and_plain_functions_are_told_apart(pool: Pool) -> None:
 async def test_a_function_may_open_a_pool_in_its_worker(pool: Pool) -> None:
     assert await pool.run(tasks.use_a_pool, 5) == 6
     assert await pool.run_sync(tasks.use_a_pool_of_its_own, 5) == 6
+
+
+async def test_a_timeout_that_sockets_have_by_default_changes_nothing() -> None:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)
+    try:
+        with trio.fail_after(20):
+            async with open_pool(1) as pool:
+                await pool.run_sync(socket.setdefaulttimeout, 30)
+                assert await pool.run_sync(tasks.add, 1) == 2
+                assert await pool.run(tasks.async_add, 1) == 2
+    finally:
+        socket.setdefaulttimeout(before)

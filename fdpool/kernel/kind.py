@@ -41,7 +41,9 @@ def handle_kind(fd: int) -> HandleKind:
     status = os.fstat(fd)
     file_type = stat.S_IFMT(status.st_mode)
     if file_type == stat.S_IFSOCK:
-        return HandleKind.SOCKET
+        # One opened with O_PATH is a place in the file system, and no socket can be made of it.
+        is_place = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+        return HandleKind.FILE if is_place else HandleKind.SOCKET
     if file_type == stat.S_IFREG and status.st_nlink == 0 and _can_be_sealed(fd):
         return HandleKind.MEMFD
     if file_type:

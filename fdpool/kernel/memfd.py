@@ -9,6 +9,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
+from fdpool.kernel.buffers import bytes_of
 from fdpool.kernel.descriptor import OwnedFd
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class MemFd(OwnedFd):
           OSError: no memory for it (ENOSPC, ENOMEM), or over `RLIMIT_FSIZE` (EFBIG); a part may have been written.
         """
         self._check_open()
-        pending = [view for buffer in buffers if (view := memoryview(buffer).cast("B")).nbytes]
+        pending = [view for buffer in buffers if (view := bytes_of(buffer)).nbytes]
         pending.reverse()
         position = offset
         while pending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 from typing import TYPE_CHECKING, Final
 
 from fdpool.kernel import constants as k
@@ -74,6 +75,17 @@ def deny_handles(sock: socket.socket, *, denied: bool = True) -> bool:
             raise
         return False
     return True
+
+
+def is_shut_down(sock: socket.socket) -> bool:
+    """Whether nothing will ever be received on this socket, because it was shut down. See shutdown(2).
+
+    Anybody who holds a duplicate can do that. A listener, or a datagram socket, is then always readable, and says at
+    every attempt that there is nothing yet.
+    """
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _check_unix(sock: socket.socket) -> None:

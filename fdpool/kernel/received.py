@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeAlias, TypeVar, cast
 
+from fdpool.kernel.buffers import bytes_of
 from fdpool.kernel.constants import MSG_CMSG_CLOEXEC, MSG_TRUNC, SCM_RIGHTS, SOL_SOCKET
 from fdpool.kernel.control import ControlItem, ControlMessage, UnknownControlMessage
 from fdpool.kernel.control_unix import (
@@ -283,7 +284,7 @@ def received_from(
 
 def gather(buffers: Sequence[Buffer], nbytes: int) -> bytes:
     """Return a copy of the first *nbytes* bytes in *buffers*."""
-    return b"".join(memoryview(buffer).cast("B") for buffer in buffers)[:nbytes]
+    return b"".join(map(bytes_of, buffers))[:nbytes]
 
 
 def buffer_nbytes(buffer: Buffer) -> int:
