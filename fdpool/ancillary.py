@@ -51,12 +51,14 @@ async def sendmsg(
       address: Where to, on a socket that is not connected.
 
     Raises:
+      TypeError: *sock* is none of trio's; nothing was sent.
       ValueError: as for `fdpool.kernel.sendmsg`; nothing was sent.
       trio.ClosedResourceError: *sock* was closed meanwhile.
       OSError: whatever else sendmsg(2) reports; nothing was sent.
 
     Cancellation: always a checkpoint. After `trio.Cancelled`, nothing was sent.
     """
+    _check_trio(sock, "sendmsg")
     items = wire_items(control, buffers, sock.family, sock.type)
     delay = _FIRST_DELAY_SECONDS
     while True:
@@ -88,6 +90,7 @@ async def recvmsg(
       control_bytes: The room for control messages.
 
     Raises:
+      TypeError: *sock* is none of trio's; nothing was received.
       trio.ClosedResourceError: *sock* was closed meanwhile.
       ControlTruncatedError: there was too little room for the control messages.
       FdLimitError: this process has no room for the descriptors.
@@ -95,6 +98,7 @@ async def recvmsg(
 
     Cancellation: always a checkpoint. After `trio.Cancelled`, nothing was received.
     """
+    _check_trio(sock, "recvmsg")
     # Trio never cancels once the syscall has answered, and with Ctrl-C kept off until this returns there is no moment
     # between the answer and the owners.
     if sock.type != SOCK_STREAM:
@@ -104,3 +108,9 @@ async def recvmsg(
     if raw[2] & MSG_CTRUNC:
         received.raise_truncation(control_bytes)
     return received
+
+
+def _check_trio(sock: object, name: str) -> None:
+    """Raise a `TypeError` for a socket of the standard library, which would act at once and return no awaitable."""
+    if not isinstance(sock, trio.socket.SocketType):
+        raise TypeError(f"fdpool.{name} takes sockets of trio's, not a {type(sock).__name__}; see fdpool.kernel.{name}")

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -22,6 +22,7 @@ from fdpool.kernel import (
     EventFd,
     Ipv4RecvErr,
     Ipv4Ttl,
+    OwnedFd,
     ScmCredentials,
     ScmPidfd,
     ScmRights,
@@ -251,3 +252,19 @@ def test_ctrl_c_at_any_bytecode_of_receiving_leaks_nothing() -> None:
             assert descriptor_count() == before, f"leaked at step {step}"
         step += 1
     assert step > 100
+
+
+async def test_sockets_of_the_standard_library_are_refused_before_anything_moves() -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    plain: Any = right
+    with left, right, EventFd() as event:
+        socket.send_fds(left, [b"still there"], [event.fileno()])
+        with pytest.raises(TypeError, match=r"takes sockets of trio's, not a socket; see fdpool\.kernel\.recvmsg"):
+            await recvmsg(plain, [bytearray(20)])
+        with pytest.raises(TypeError, match=r"see fdpool\.kernel\.sendmsg"):
+            await sendmsg(plain, [b"never"])
+        data, fds, _, _ = socket.recv_fds(right, 20, 4)
+        with OwnedFd(fds[0]):
+            assert data == b"still there"
+        with pytest.raises(BlockingIOError):
+            left.recv(20, socket.MSG_DONTWAIT)
