@@ -278,6 +278,7 @@ class Connection(trio.abc.AsyncResource):
         self.close()
         await trio.lowlevel.checkpoint()
 
+    @trio.lowlevel.enable_ki_protection
     def into_socket(self) -> socket.socket:
         """Give up the socket: the caller owns it now, and the connection is closed.
 

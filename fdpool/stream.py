@@ -88,6 +88,7 @@ class StreamSource:
         self._held = _Held(data[nbytes:], [], None) if nbytes < len(data) else None
         if len(fds) > max_fds:
             fault = UnexpectedFds(f"the peer sent {len(fds)} descriptors where at most {max_fds} are wanted")
+        if fault is not None:
             close_all(fds)
             fds = []
         return nbytes, fds, fault

@@ -10,8 +10,9 @@ import signal
 import socket
 import struct
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -1039,3 +1040,50 @@ async def test_a_socket_that_was_given_up_belongs_to_the_caller(pair: tuple[Conn
         assert (await receive(right)).body == b"from the socket"
         await right.send_message(b"back")
         assert recv_with_fds(sock, [bytearray(4)]) == (4, [])
+
+
+@pytest.mark.parametrize("size", [None, 4.0, "4"])
+async def test_a_body_size_that_is_no_integer_costs_no_other_message(size: Any) -> None:
+    left, right = Connection.pair()
+    sizes = {1: 4, 9: size}
+    async with left, right:
+        with EventFd() as event:
+            await left.send_message(b"\1", b"body", fds=[event])
+        await left.send_message(b"\x09", b"what")
+        [first] = await right.receive_messages(1, lambda header: sizes[header[0]], max_fds=1)
+        with first.fds[0]:
+            assert (first.header, first.body) == (b"\1", b"body")
+        with pytest.raises(TypeError):
+            await right.receive_messages(1, lambda header: sizes[header[0]], max_fds=1)
+        with pytest.raises(trio.BrokenResourceError):
+            await right.receive_exactly(1)
+
+
+async def test_lengths_that_are_no_integers_are_refused_before_anything_is_read() -> None:
+    left, right = Connection.pair()
+    half: Any = 4.0
+    async with left, right:
+        await left.send_message(b"four")
+        with pytest.raises(TypeError):
+            await right.receive_exactly(half)
+        with pytest.raises(TypeError):
+            await right.receive_message(half, lambda _: 0)
+        assert await right.receive_exactly(4) == (b"four", [])
+
+
+async def test_descriptors_of_a_message_with_a_fault_are_closed_by_the_read_that_tells() -> None:
+    left, right = Connection.pair()
+    async with left, right:
+        with EventFd() as event:
+            socket.send_fds(left._socket, [b"HH"], [event.fileno()] * 2)
+            socket.send_fds(left._socket, [b"HH"], [event.fileno()])
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(right.receive_message, 8, lambda _: 0, max_fds=4))
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        before = descriptor_count()
+        with pytest.raises(UnexpectedFds) as caught:
+            await right.receive_into([bytearray(16)], allow_fds=True)
+        assert caught.value.data == b"HHHH"
+        assert descriptor_count() == before - 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -37,6 +38,9 @@ class Framing:
     max_fds: int
 
     def __post_init__(self) -> None:
+        # A float would do for a comparison, and fail where bytes have been read.
+        for size in (self.header_size, self.max_body_size, self.max_fds):
+            operator.index(size)
         if self.header_size < 1:
             raise ValueError(f"a message begins with {self.header_size} bytes, and at least 1 is needed")
         if self.max_body_size < 0:
@@ -69,6 +73,7 @@ class MessageReader:
         Raises:
           OversizedMessage: the header promises more than is allowed.
           ValueError: *body_size* returned a negative number.
+          TypeError: it returned something that is no integer.
           Others: whatever else *body_size* raises.
         """
         self._part += data
@@ -83,7 +88,7 @@ class MessageReader:
         self.wanted = min(missing, MAX_READ_BYTES)
 
     def _checked_body_size(self, header: bytes) -> int:
-        size, limit = self._framing.body_size(header), self._framing.max_body_size
+        size, limit = operator.index(self._framing.body_size(header)), self._framing.max_body_size
         if size > limit:
             raise OversizedMessage(f"a header promises a body of {size} bytes, over the limit of {limit}", header)
         if size < 0:
@@ -118,7 +123,7 @@ def split_messages(data: bytes, framing: Framing, max_messages: int) -> tuple[li
     while len(messages) < max_messages and (body_at := position + header_size) <= end:
         header = data[position:body_at]
         try:
-            size = body_size(header)
+            size = operator.index(body_size(header))
         except Exception:  # raised again to whoever reads this message by itself
             break
         next_at = body_at + size
