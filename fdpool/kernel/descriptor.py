@@ -92,8 +92,15 @@ class OwnedFd:
           OSError: it is not a socket (ENOTSOCK); it is still owned here.
         """
         self._check_open()
-        sock = socket.socket(fileno=self._fd)
-        self._fd = -1
+        sock = socket.socket.__new__(socket.socket)
+        try:
+            sock.__init__(fileno=self._fd)  # type: ignore[misc]
+            self._fd = -1
+        except BaseException:
+            # After Ctrl-C both may have it, and only one may close it.
+            if self._fd >= 0 and sock.fileno() >= 0:
+                sock.detach()
+            raise
         return sock
 
     def into_file(self, mode: str = "rb", **options: Any) -> IO[Any]:

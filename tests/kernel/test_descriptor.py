@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import socket
@@ -12,6 +13,7 @@ import warnings
 import pytest
 
 from fdpool.kernel import OwnedFd
+from tests.support.interrupts import interrupt_at
 
 
 def is_open(number: int) -> bool:
@@ -144,3 +146,28 @@ def test_repr_shows_the_number_or_that_it_is_closed(owned: OwnedFd) -> None:
     assert repr(owned) == f"<OwnedFd fd={owned.fileno()}>"
     owned.close()
     assert repr(owned) == "<OwnedFd closed>"
+
+
+# What an interrupt keeps from being returned closes itself, with a warning.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_an_interrupt_at_any_bytecode_of_into_socket_leaves_one_owner() -> None:
+    step = 0
+    while True:
+        left, right = socket.socketpair()
+        with right:
+            number = left.detach()
+            owned = OwnedFd(number)
+            try:
+                with interrupt_at(step, __file__):
+                    sock = owned.into_socket()
+            except KeyboardInterrupt:
+                step += 1
+            else:
+                sock.close()
+                break
+            # The exception held what there was in the frames that it left.
+            gc.collect()
+            assert is_open(number) == (owned.fileno() == number), f"step {step}"
+            owned.close()
+            assert not is_open(number), f"leaked at step {step}"
+    assert step > 10
