@@ -348,3 +348,25 @@ async def test_a_queue_that_leads_nowhere_ends_the_connection(
             await left.send_message(tell(13, NUMBER.pack(0)), fds=[call])
             await left.send_message(tell(18, struct.pack("<II", 0, 1)))
     assert problem in capsys.readouterr().err
+
+
+async def test_a_queue_that_is_stopped_before_it_has_begun_ends_nothing_else() -> None:
+    left, right = Connection.pair()
+    with trio.fail_after(10), MemFd(size=4096) as memory, EventFd() as kick:
+        await left.send_message(tell(5, REGION.pack(1, 0, 0, 4096, 0, 0)), fds=[memory])
+        await left.send_message(tell(8, struct.pack("<II", 0, 4)))
+        await left.send_message(tell(9, struct.pack("<IIQQQQ", 0, 0, 0, 2048, 1024, 0)))
+        await left.send_message(tell(12, NUMBER.pack(0)), fds=[kick])
+        await left.send_message(tell(18, struct.pack("<II", 0, 1)))
+        async with left, right:
+            await left.aclose()
+            assert await serve_front_end(right) == 0
+
+
+async def test_a_kick_that_is_no_eventfd_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    left, right = Connection.pair()
+    with trio.fail_after(10), MemFd(size=4096) as memory:
+        async with left, right:
+            await left.send_message(tell(12, NUMBER.pack(0)), fds=[memory])
+            await serve_or_report(right)
+    assert "takes an eventfd came with something else" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import hashlib
 import socket
 import sys
 
+from fdpool.errors import FdLimitError, RemoteProtocolError
 from fdpool.kernel import MemFd, OwnedFd, Seal, recv_with_fd
 
 REQUEST_BYTES = 64
@@ -24,7 +25,12 @@ def serve(sock: socket.socket) -> int:
     request = bytearray(REQUEST_BYTES)
     with sock:
         while True:
-            nbytes, handle = recv_with_fd(sock, request)
+            try:
+                nbytes, handle = recv_with_fd(sock, request)
+            except (RemoteProtocolError, FdLimitError) as exc:
+                served += 1
+                sock.send(f"error: {exc}".encode())
+                continue
             if handle is None and not nbytes:
                 return served
             served += 1

@@ -24,6 +24,7 @@ from fdpool.connection import Connection, StreamMessage
 from fdpool.connection_listener import ConnectionListener, open_connection_listener, serve_connections
 from fdpool.errors import ProtocolError, RemoteProtocolError
 from fdpool.kernel import EventFd
+from fdpool.kernel.kind import HandleKind, handle_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -179,6 +180,8 @@ class EchoDevice:
 
     async def _work(self, queue: Queue, kick: EventFd, scope: trio.CancelScope) -> None:
         with scope:
+            # It may have been stopped before it began.
+            await trio.lowlevel.checkpoint_if_cancelled()
             while True:
                 if self._echo_what_is_there(queue) and queue.call is not None:
                     with suppress(BlockingIOError):  # it has been rung often enough
@@ -285,6 +288,8 @@ def body_size(header: bytes) -> int:
 def _replace(event: EventFd | None, fds: Sequence[OwnedFd]) -> EventFd:
     if len(fds) != 1:
         raise RemoteProtocolError(f"{len(fds)} descriptors with a request that takes one eventfd")
+    if handle_kind(fds[0].fileno()) is not HandleKind.EVENTFD:
+        raise RemoteProtocolError("a request that takes an eventfd came with something else")
     if event is not None:
         event.close()
     return EventFd.adopt(fds[0].detach())

@@ -60,8 +60,7 @@ class ControlBuffer:
     def push(self, message: ControlMessage) -> bool:
         """Append *message* if there is room, and return whether there was.
 
-        Raises:
-          ValueError: it cannot be encoded: a handle in it is closed, a field out of range.
+        What cannot be sent, because a handle in it is closed or a field out of range, is refused by `sendmsg`.
         """
         space = message_space(message)
         if self._used + space > self._capacity:

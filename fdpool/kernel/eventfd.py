@@ -56,10 +56,12 @@ class EventFd(OwnedFd):
         Raises:
           ValueError: this is closed.
           BlockingIOError: the counter is 0.
+          OSError: this is no eventfd (EINVAL).
         """
         self._check_open()
         value = bytearray(8)
-        os.preadv(self._fd, [value], -1, os.RWF_NOWAIT)
+        if os.preadv(self._fd, [value], -1, os.RWF_NOWAIT) != len(value):
+            raise OSError(errno.EINVAL, "not an eventfd")
         return int.from_bytes(value, sys.byteorder)
 
     def _has_room_for(self, n: int) -> bool:

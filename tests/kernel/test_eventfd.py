@@ -77,3 +77,10 @@ def test_a_value_written_through_a_passed_eventfd_is_read_here() -> None:
         with EventFd.adopt(fd.detach()) as passed:
             passed.write(1203)
         assert event.read() == 1203
+
+
+def test_what_is_no_eventfd_is_not_read_as_one() -> None:
+    reader, writer = os.pipe()
+    os.close(writer)
+    with EventFd.adopt(reader) as event, pytest.raises(OSError, match="not an eventfd"):
+        event.read()

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import fdpool
-from fdpool.kernel import EventFd, MemFd, send_with_fd
+from fdpool.kernel import EventFd, MemFd, send_with_fd, send_with_fds
 from tests.test_processes import ENVIRONMENT, ROOT
 from workers import checksum
 
@@ -45,6 +45,8 @@ def test_bad_requests_are_answered_and_the_program_goes_on(program: socket.socke
         assert program.recv(100) == b"error: the memfd is not sealed against shrinking"
         send_with_fd(program, b"?", event)
         assert program.recv(100) == b"error: [Errno 22] Invalid argument"
+        send_with_fds(program, [b"?"], [event, event])
+        assert program.recv(200).startswith(b"error: the peer sent 2 descriptors")
     with MemFd.from_bytes(b"still there") as memfd:
         send_with_fd(program, b"?", memfd)
     assert program.recv(64) == hashlib.sha256(b"still there").digest()
