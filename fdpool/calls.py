@@ -75,6 +75,7 @@ class Call:
       copied_bytes: Room in the budget that it takes.
       request: What asks a worker for it.
       on_done: Called once it has ended.
+      is_sent: Whether all of it was put into the queue of its worker.
       is_stream: Whether there is more to come of it than an outcome.
     """
 
@@ -87,6 +88,7 @@ class Call:
         "is_abandoned",
         "is_async",
         "is_long",
+        "is_sent",
         "message",
         "name",
         "number",
@@ -123,6 +125,7 @@ class Call:
         self.is_abandoned = False
         self.is_async = False
         self.is_long = False
+        self.is_sent = False
         self.begins: Callable[[], bool] | None = None
 
     @property
@@ -233,18 +236,20 @@ class Reservation:
       number: Its place in line, among the calls.
       worker: The worker, as long as there is one.
       granted: Set once there is one, or once there will be none.
+      is_being_served: Whether calls are being sent to it just now.
       is_held: Whether whoever wished for it has taken it; until then, one that dies is replaced by another.
       refusal: Makes the error that says why there is none, or none any more.
       waiting: Calls that it has not been sent yet.
     """
 
-    __slots__ = ("granted", "is_held", "number", "refusal", "waiting", "worker")
+    __slots__ = ("granted", "is_being_served", "is_held", "number", "refusal", "waiting", "worker")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.worker: WorkerProcess | None = None
         self.granted = trio.Event()
         self.is_held = False
+        self.is_being_served = False
         self.refusal: Callable[[], Exception] | None = None
         self.waiting: deque[Call] = deque()
 

@@ -42,6 +42,7 @@ class Delivery:
         try:
             wrapped = self._wrap(call, seat)
             seat.worker.channel.send_nowait(_payload(call, wrapped), wrapped.handles)
+            call.is_sent = True
         except (trio.WouldBlock, trio.BusyResourceError):
             call.is_long = True
             self._nursery.start_soon(self._send_patiently, call, seat)
@@ -66,6 +67,7 @@ class Delivery:
         except (OSError, TypeError, ValueError):
             self._unwrap(call)
             raise
+        call.is_sent = True
         seat.add(call)
         return True
 
@@ -94,6 +96,7 @@ class Delivery:
         try:
             async with seat.worker.sending:
                 await seat.worker.channel.send(_payload(call, call.wrapped), call.wrapped.handles)
+            call.is_sent = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except (OSError, TypeError, ValueError) as exc:
@@ -111,6 +114,7 @@ class Delivery:
 
     def _wrap(self, call: Call, seat: Seat) -> Wrapped:
         call.worker = seat.worker
+        call.is_sent = False
         call.wrapped = self._memory.wrap(seat.worker, call.packed)
         return call.wrapped
 

@@ -122,6 +122,7 @@ class Dispatcher:
         self._reserved: set[Reservation] = set()
         self._average_seconds = 1.0
         self._unavailable: Callable[[], Exception] | None = None
+        self._is_matching = False
 
     def submit(self, call: Call) -> None:
         """Have *call* run as soon as a worker can."""
@@ -161,6 +162,7 @@ class Dispatcher:
         if call in line:
             line.remove(call)
             self._cancelled(call, None)
+            self._go_on(call.reservation)
             return
         seat = next((seat for seat in self._seats.values() if call in seat), None)
         if seat is not None and seat.calls and call is not seat.calls[0] and not call.is_async:
@@ -182,6 +184,13 @@ class Dispatcher:
                 if not call.is_done:
                     worker.kill()
                     await worker.exited.wait()
+
+    def _go_on(self, reservation: Reservation | None) -> None:
+        """Look at a line again whose first may have left it: what stood behind may be able to begin."""
+        if reservation is None:
+            self._match()
+        elif reservation.worker is not None:
+            self._serve(reservation, self._seats[reservation.worker])
 
     def _ask_to_end(self, call: Call, seat: Seat, flags: int) -> None:
         if call.is_async or call.is_stream:
@@ -215,6 +224,8 @@ class Dispatcher:
             if seat.hosted:
                 self._hosts.add(seat)
             self._release(seat)
+        else:
+            self._go_on(None)
 
     def _grant(self, wish: Reservation, seat: Seat) -> None:
         wish.worker, seat.reservation = seat.worker, wish
@@ -230,17 +241,34 @@ class Dispatcher:
 
     def _serve(self, reservation: Reservation, seat: Seat) -> None:
         """Send what waits for a worker that was set aside, as far as it can begin it now."""
-        while reservation.waiting and not seat.worker.is_condemned:
-            call = reservation.waiting[0]
-            is_full = len(seat.hosted) >= ASYNC_CALLS_PER_WORKER if call.is_async else seat.calls
-            if is_full or not seat.allows(call):
-                return
-            self._post(reservation.waiting.popleft(), seat)
+        if reservation.is_being_served:
+            # A call could not be sent, and the loop below goes on to the next.
+            return
+        reservation.is_being_served = True
+        try:
+            while reservation.waiting and not seat.worker.is_condemned:
+                call = reservation.waiting[0]
+                is_full = len(seat.hosted) >= ASYNC_CALLS_PER_WORKER if call.is_async else seat.calls
+                if is_full or not seat.allows(call):
+                    return
+                self._post(reservation.waiting.popleft(), seat)
+        finally:
+            reservation.is_being_served = False
 
     # Calls and workers, brought together.
 
     def _match(self) -> None:
         """Bring waiting calls and workers together, the calls in their order."""
+        if self._is_matching:
+            # A call could not be sent, and the loop below goes on to the next.
+            return
+        self._is_matching = True
+        try:
+            self._match_all()
+        finally:
+            self._is_matching = False
+
+    def _match_all(self) -> None:
         if self._idle and self._laden and not (self.waiting or self._wishes):
             # A call must not lie in the queue of a busy worker while another one has nothing to do.
             self._take_back(min(self._laden, key=lambda seat: seat.calls[1].number))
@@ -357,7 +385,11 @@ class Dispatcher:
         """Take what a worker has not received back to the head of the line: the call sent ahead, or all it has."""
         for call in reversed(self._delivery.take_back(seat)):
             if call.is_abandoned:
+                # Whoever stops it waits for its end.
+                call.fail(trio.ClosedResourceError("it was cancelled before it had begun"))
                 self._cancelled(call, None)
+            elif call.reservation is not None and call.reservation.refusal is not None:
+                self._fail(call, call.reservation.refusal())
             else:
                 self._line_of(call).appendleft(call)
         self._tidy(seat)
@@ -504,7 +536,7 @@ class Dispatcher:
         in_call = begun != worker.answered_call
         # From the last one on, so that they end up in their order at the head of the line.
         for call in [*reversed(seat.calls), *sorted(seat.hosted.values(), key=lambda call: -call.number)]:
-            has_begun = call.number not in unreceived if call.is_async else call.number == begun
+            has_begun = call.is_sent and call.number not in unreceived if call.is_async else call.number == begun
             in_call |= has_begun
             self._bereave(call, seat, status, has_begun=has_begun)
         if seat.reservation is not None:

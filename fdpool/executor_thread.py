@@ -251,12 +251,14 @@ class ExecutorThread:
 
     def _take_outcome(self, future: CallFuture[Any], call: Call) -> None:
         self._caller.let_go(call)
-        try:
-            result = call.outcome()
-        except PoolBroken as exc:
-            message, exits = exc.args
+        if isinstance(call.error, PoolBroken):
+            # This pool, and not one that a task has of its own.
+            message, exits = call.error.args
             self.broken = lambda: BrokenPool(message, exits)
             self._refuse(future, self.broken())
+            return
+        try:
+            result = call.outcome()
         except BaseException as exc:
             self._refuse(future, exc)
         else:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from typing import TYPE_CHECKING
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -320,6 +322,145 @@ async def test_nothing_is_sent_ahead_to_a_worker_whose_call_takes_long(pool: Poo
         assert sorted(results) == list(range(1, 101))
         sent = [event.call async for event in events if event.name == "call.sent"]
         assert len(sent) == len(set(sent)) == 100
+
+
+@asynccontextmanager
+async def stopped_worker(pool: Pool) -> AsyncIterator[int]:
+    """Keep the one worker from receiving anything while the block runs; calls count as short ones."""
+    pid = await pool.run_sync(tasks.pid)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        pool._dispatcher._average_seconds = 0.0
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def wait_sent_ahead(pool: Pool) -> None:
+    while not pool.statistics().workers[0].sent_ahead:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_two_calls_cancelled_before_they_were_received_cost_no_grace_and_no_worker() -> None:
+    with trio.fail_after(60):
+        async with open_pool(1, grace_period=30) as pool:
+            worker = await pool.run_sync(tasks.pid)
+            with trio.fail_after(20):
+                async with stopped_worker(pool) as pid:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(pool.run_sync, tasks.add, 1)
+                        nursery.start_soon(pool.run_sync, tasks.add, 2)
+                        await wait_sent_ahead(pool)
+                        nursery.cancel_scope.cancel()
+                        os.kill(pid, signal.SIGCONT)
+                assert await pool.run_sync(tasks.pid) == worker
+
+
+async def test_a_call_taken_back_from_a_worker_that_was_given_back_ends() -> None:
+    refused = []
+
+    async def call(worker: Worker) -> None:
+        with pytest.raises(trio.ClosedResourceError, match="given back to its pool"):
+            await worker.run_sync(tasks.add, 1)
+        refused.append(True)
+
+    with trio.fail_after(60):
+        async with open_pool(1) as pool, stopped_worker(pool), trio.open_nursery() as nursery:
+            async with pool.worker() as worker:
+                nursery.start_soon(call, worker)
+                await wait_all_tasks_blocked()
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as others:
+                    others.start_soon(pool.run_sync, tasks.add, 1)
+                    await wait_sent_ahead(pool)
+                    scope.cancel()
+    assert refused
+
+
+# Those behind in the line.
+
+
+@pytest.mark.parametrize("head", ["wish", "stream", "stream of a worker"])
+async def test_what_stands_behind_a_cancelled_call_begins_if_it_can(head: str) -> None:
+    async def wish(caller: Any) -> None:
+        async with caller.worker():
+            raise AssertionError("there was none")
+
+    async def stream(caller: Pool | Worker) -> None:
+        async with caller.stream(range, 3) as items:
+            await anext(items)
+
+    async def check(caller: Pool | Worker) -> None:
+        async with Doorbell() as bell, trio.open_nursery() as nursery:
+            with EventFd() as go_on:
+                nursery.start_soon(caller.run, tasks.async_ring_and_stay, bell._event, go_on)
+                await bell.wait()
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as behind:
+                        if head == "wish":
+                            behind.start_soon(wish, caller)
+                        else:
+                            behind.start_soon(stream, caller)
+                        await wait_all_tasks_blocked()
+                        nursery.start_soon(ring, caller, bell)
+                        await wait_all_tasks_blocked()
+                        scope.cancel()
+                await bell.wait()
+                go_on.write()
+
+    async def ring(caller: Pool | Worker, bell: Doorbell) -> None:
+        await caller.run(tasks.async_ring, bell._event)
+
+    with trio.fail_after(30):
+        async with open_pool(1) as pool:
+            if head == "stream of a worker":
+                async with pool.worker() as worker:
+                    await check(worker)
+            else:
+                await check(pool)
+
+
+async def test_thousands_of_calls_that_cannot_be_sent_fail_one_after_the_other() -> None:
+    failed = []
+
+    left, right = socket.socketpair()
+    with trio.fail_after(60), right:
+        async with open_pool(1) as pool, Doorbell() as bell, trio.open_nursery() as nursery:
+
+            async def one() -> None:
+                with pytest.raises(ValueError, match="closed"):
+                    await pool.run_sync(tasks.take, left)
+                failed.append(True)
+
+            with EventFd() as go_on:
+                nursery.start_soon(pool.run_sync, tasks.ring_and_stay, bell._event, go_on)
+                await bell.wait()
+                for _ in range(2000):
+                    nursery.start_soon(one)
+                await wait_all_tasks_blocked()
+                left.close()
+                go_on.write()
+    assert len(failed) == 2000
+
+
+async def test_async_calls_that_were_never_sent_run_elsewhere_when_their_worker_dies() -> None:
+    results = []
+
+    with trio.fail_after(60):
+        async with open_pool(1) as pool:
+
+            async def one(number: int) -> None:
+                results.append(len(await pool.run(tasks.async_add, bytes(30_000), bytes(number))))
+
+            assert await pool.run(tasks.async_add, 1) == 2
+            async with trio.open_nursery() as nursery:
+                worker = await pool.run_sync(tasks.pid)
+                os.kill(worker, signal.SIGSTOP)
+                for number in range(60):
+                    nursery.start_soon(one, number)
+                await wait_all_tasks_blocked()
+                os.kill(worker, signal.SIGKILL)
+    assert sorted(results) == list(range(30_000, 30_060))
 
 
 # How long workers stay.

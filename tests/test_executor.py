@@ -215,6 +215,13 @@ def test_a_callback_that_raises_is_logged_and_hurts_nobody_else(
     assert "of the callback" in caplog.text
 
 
+def test_a_broken_pool_that_a_task_has_of_its_own_breaks_no_other(executor: Executor) -> None:
+    error = executor.submit(tasks.raise_pool_broken).exception(30)
+    assert isinstance(error, fdpool.PoolBroken)
+    assert not isinstance(error, BrokenPool)
+    assert executor.submit(tasks.add, 1).result(30) == 2
+
+
 def test_answers_are_taken_while_calls_are_made_without_end(executor: Executor) -> None:
     first = executor.submit(tasks.add, 1)
     more = 0

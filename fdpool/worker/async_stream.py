@@ -69,6 +69,7 @@ class AsyncStream:
         remains.append(outlet)
         self._window = outlet.window
         generator: Any = function(*args, **kwargs)
+        leave_if_forked()
         if not inspect.isasyncgen(generator):
             raise TypeError(f"{function!r} returned a {type(generator).__name__}, not an async generator")
         try:

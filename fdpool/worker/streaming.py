@@ -122,6 +122,7 @@ class _Stream:
             if carried:
                 self._context = context_with(*carried)
             iterator = self._server.calls.call(self._call, self._in_context(_iterate), (function, args, kwargs), {})
+            leave_if_forked()
             outlet = Outlet(self._server, self._call, function, parcel.mode, items, nbytes)
             remains.append(outlet)
             self._window = outlet.window

@@ -19,6 +19,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fdpool.errors import PoolBroken
 from fdpool.kernel import EventFd, MemFd
 
 
@@ -80,6 +81,10 @@ def ring_and_refuse(event: EventFd) -> NoReturn:
             signal.pause()
         except BaseException:
             continue
+
+
+def raise_pool_broken() -> None:
+    raise PoolBroken("the task's own", ["exit 1"])
 
 
 def ring_and_wait(event: EventFd, go_on: EventFd) -> int:
@@ -323,6 +328,11 @@ async def async_ring_and_stay(event: EventFd, go_on: EventFd) -> int:
         event.write()
         await trio.lowlevel.wait_readable(go_on)
     return os.getpid()
+
+
+async def async_ring(event: EventFd) -> None:
+    with event:
+        event.write()
 
 
 async def async_divide(left: int, right: int) -> float:
