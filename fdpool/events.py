@@ -66,7 +66,8 @@ class PoolEvents:
         while not self._unread:
             if self._is_closed:
                 raise StopAsyncIteration
-            self._news = trio.Event()
+            if self._news.is_set():
+                self._news = trio.Event()
             await self._news.wait()
         if self._lost:
             count, self._lost = self._lost, 0

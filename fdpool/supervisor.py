@@ -142,6 +142,7 @@ class Supervisor:
     def _lives(self) -> list[Life]:
         return [place.life for place in self._places if place.life is not None]
 
+    @trio.lowlevel.enable_ki_protection
     async def _fill(self, place: _Place) -> None:
         """Keep one worker running, one after the other, while there is a use for it."""
         while not (self._stopping.is_set() or place.is_closed):
@@ -149,7 +150,7 @@ class Supervisor:
             if place.rests:
                 await place.news.wait()
             elif not await self._fill_once(place):
-                return
+                break
         if place.is_closed:
             self._places.remove(place)
         place.ended.set()

@@ -463,6 +463,20 @@ async def test_async_calls_that_were_never_sent_run_elsewhere_when_their_worker_
     assert sorted(results) == list(range(30_000, 30_060))
 
 
+async def test_two_tasks_may_wait_for_the_same_events(pool: Pool) -> None:
+    with pool.events() as events:
+
+        async def read() -> None:
+            async for _ in events:
+                pass
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            events.close()
+
+
 # How long workers stay.
 
 

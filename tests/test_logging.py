@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import io
 import logging
 import time
 import warnings
@@ -327,3 +329,37 @@ async def test_a_preloaded_module_that_sets_logging_up_does_not_double_records(
     assert records.messages == ["once"]
     assert preloaded.messages == ["from a preloaded module's atexit"]
     assert capfd.readouterr().err == ""
+
+
+async def test_a_level_may_be_an_enum_of_the_programs_own() -> None:
+    class Level(enum.IntEnum):
+        LOUD = logging.WARNING
+
+    logger = logging.getLogger("fdpool.tests.of-an-enum")
+    logger.setLevel(Level.LOUD)
+    try:
+        with trio.fail_after(30):
+            async with open_pool(1) as pool:
+                assert await pool.run_sync(tasks.log, "heard") == await pool.run_sync(pid)
+    finally:
+        logger.setLevel(logging.NOTSET)
+
+
+async def test_a_handler_that_raises_where_stderr_is_closed_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Raises(logging.Handler):
+        def handle(self, _record: logging.LogRecord) -> NoReturn:
+            raise ValueError("of the handler")
+
+    closed = io.StringIO()
+    closed.close()
+    handler = Raises()
+    logging.getLogger(tasks.NAME).addHandler(handler)
+    monkeypatch.setattr("sys.stderr", closed)
+    try:
+        with trio.fail_after(30):
+            async with open_pool(1, stderr="inherit") as pool:
+                await pool.run_sync(tasks.log, "nobody hears")
+                await pool.run_sync(tasks.log, "nobody hears")
+    finally:
+        monkeypatch.undo()
+        logging.getLogger(tasks.NAME).removeHandler(handler)

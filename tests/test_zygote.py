@@ -269,3 +269,12 @@ def test_what_a_zygote_may_say_is_checked() -> None:
 
 def test_the_error_of_a_zygote_tells_all_its_ends() -> None:
     assert str(fdpool.ZygoteError("it is over; it", ["died", "died again"])) == "it is over; it\n  died\n  died again"
+
+
+async def test_resizing_ends_where_the_zygote_fails_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FDPOOL_TEST_PRELOAD", "raise")
+    with trio.fail_after(30):
+        async with open_pool(3, start="zygote", preload=["tests.support.preloads"], restart=IMPATIENT) as pool:
+            await pool.resize(1)
+            with pytest.raises(PoolBroken, match="no good"):
+                await pool.run_sync(tasks.pid)

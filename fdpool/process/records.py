@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import suppress
 from typing import Any, Final
 
 from fdpool.protocol.records import Fields, decode_record
@@ -18,10 +19,11 @@ def record_settings() -> dict[str, Any]:
     root = logging.getLogger()
     # A copy made in one step: another thread may be making loggers.
     loggers = dict(root.manager.loggerDict)
-    levels = {name: one.level for name, one in loggers.items() if isinstance(one, logging.Logger) and one.level}
+    # As plain numbers: an enum of the program's own could not be loaded there yet.
+    levels = {name: int(one.level) for name, one in loggers.items() if isinstance(one, logging.Logger) and one.level}
     return {
-        "levels": {root.name: root.level, **levels},
-        "disabled": root.manager.disable,
+        "levels": {root.name: int(root.level), **levels},
+        "disabled": int(root.manager.disable),
         "captures_warnings": warnings.showwarning is getattr(logging, "_showwarning", None),
     }
 
@@ -42,7 +44,9 @@ def take_in_record(body: memoryview) -> None:
             record.relativeCreated = (record.created - _STARTED) * 1000
             logger.handle(record)
     except Exception:
-        logging.NullHandler().handleError(_without_factory(fields))
+        # Where sys.stderr is closed, there is nobody to tell.
+        with suppress(Exception):
+            logging.NullHandler().handleError(_without_factory(fields))
 
 
 def _without_factory(fields: Fields) -> logging.LogRecord:

@@ -37,7 +37,11 @@ class Pulse:
 
 
 def feel_pulse(worker: WorkerProcess) -> Pulse:
-    """Look at a worker that was not waited for, and whose number is therefore its own."""
+    """Look at a worker that was not waited for, and whose number is therefore its own.
+
+    Raises:
+      OSError: this process has no descriptor free to look (EMFILE, ENFILE), or the worker is gone.
+    """
     text = Path(f"/proc/{worker.pid}/stat").read_text(encoding="utf-8", errors="replace")
     # The name, in parentheses, may hold anything; after it come state, ppid, …, utime and stime as 12th and 13th.
     state, *rest = text[text.rindex(")") + 2 :].split()
@@ -47,17 +51,26 @@ def feel_pulse(worker: WorkerProcess) -> Pulse:
 
 async def wait_silent(worker: WorkerProcess, liveness: float) -> str:
     """Wait until *worker* has given no sign of life for *liveness* seconds; return what it is then, in words."""
-    last = feel_pulse(worker)
+    last: Pulse | None = None
     while True:
-        await trio.sleep(liveness / CHECKS_PER_LIVENESS)
         if worker.status is not None:
             await trio.sleep_forever()
-        now = feel_pulse(worker)
-        if now.is_alive_since(last):
+        now = _try_feel_pulse(worker)
+        if now is None or last is None or now.is_alive_since(last):
+            # Nobody is blamed for a look that could not be taken.
             last = now
         elif now.time - last.time >= liveness:
             how = "it was stopped" if now.is_stopped else "it gave no sign of life"
             return f"{how} for {now.time - last.time:.1f} seconds"
+        await trio.sleep(liveness / CHECKS_PER_LIVENESS)
+
+
+def _try_feel_pulse(worker: WorkerProcess) -> Pulse | None:
+    try:
+        return feel_pulse(worker)
+    except OSError:
+        # No descriptor is free here; or the worker is gone, which its pidfd is about to tell.
+        return None
 
 
 def own_memory(worker: WorkerProcess) -> int:
@@ -67,7 +80,8 @@ def own_memory(worker: WorkerProcess) -> int:
     """
     try:
         pages = Path(f"/proc/{worker.pid}/statm").read_text(encoding="ascii").split()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
+        # It is gone, or this process has no descriptor free to look; there will be another time.
         return 0
     _, resident, shared, *_ = map(int, pages)
     return (resident - shared) * mmap.PAGESIZE
@@ -98,7 +112,7 @@ def _is_handling(pid: int) -> bool:
     bit = 1 << (_DUMP_SIGNAL - 1)
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return False
     masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:", "SigBlk:"))]
     return any(mask & bit for mask in masks)
