@@ -90,6 +90,7 @@ class Delivery:
         """Send a message that is no call, as soon as there is room for it."""
         self._nursery.start_soon(self._say_patiently, seat, payload)
 
+    @trio.lowlevel.enable_ki_protection
     async def _send_patiently(self, call: Call, seat: Seat) -> None:
         """Send a call that takes several datagrams, or has to wait for descriptors in flight to land."""
         assert call.wrapped is not None
@@ -102,6 +103,7 @@ class Delivery:
         except (OSError, TypeError, ValueError) as exc:
             self._fail(call, seat, exc)
 
+    @trio.lowlevel.enable_ki_protection
     async def _say_patiently(self, seat: Seat, payload: bytes) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async with seat.worker.sending:

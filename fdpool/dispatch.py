@@ -430,6 +430,7 @@ class Dispatcher:
         seat = self._seats.get(worker)
         return 0 if seat is None else seat.burden
 
+    @trio.lowlevel.enable_ki_protection
     async def let_idle_go(self) -> None:
         """Let workers go that have been idle for too long, until cancelled."""
         timeout = self._tenure.idle_timeout

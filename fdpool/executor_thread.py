@@ -117,14 +117,21 @@ class ExecutorThread:
             if self._is_finishing:
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             if self.broken is None:
-                self._futures[future] = None
                 future._stop = partial(self._soon, self._stop, future)
                 # In a copy of the caller's context, whose variables the call may be asked to take along.
                 context = contextvars.copy_context()
-                self._submitted.append(partial(context.run, self._begin, future, function, args, kwargs))
-                if not self._is_told:
-                    self._is_told = True
-                    self._soon(self._begin_submitted)
+                begin = partial(context.run, self._begin, future, function, args, kwargs)
+                try:
+                    self._futures[future] = None
+                    self._submitted.append(begin)
+                    if not self._is_told:
+                        self._is_told = True
+                        self._soon(self._begin_submitted)
+                except BaseException:
+                    # Ctrl-C: nobody gets this future, so nobody waits for it. The next call tells the thread again.
+                    self._is_told = False
+                    self._futures.pop(future, None)
+                    raise
                 return
         _settle(future.set_exception, self.broken())
 
@@ -178,6 +185,8 @@ class ExecutorThread:
             self._token = trio.lowlevel.current_trio_token()
             self._nursery.start_soon(self._fulfil)
             self._has_started.set()
+            # It may have been told to finish before there was a loop to tell.
+            self._end_if_idle()
             await self._has_ended.wait()
             self._nursery.cancel_scope.cancel()
 

@@ -135,6 +135,7 @@ class Life:
             worker.close()
         return in_call
 
+    @trio.lowlevel.enable_ki_protection
     async def end(self, ladder: Ladder) -> None:
         """Take it down step by step, each with its deadline, until it has ended. The second time, wait for the first.
 
@@ -169,6 +170,7 @@ class Life:
             self._lifecycle.on(Event.SIGNAL)
             self.worker.kill()
 
+    @trio.lowlevel.enable_ki_protection
     async def _watch(self) -> None:
         """Wait for a reason to kill it; write down what it was doing, and do so."""
         reason = await self._wait_silent()
@@ -192,6 +194,7 @@ class Life:
             await trio.sleep_forever()
         return await wait_silent(self.worker, self._terms.liveness)
 
+    @trio.lowlevel.enable_ki_protection
     async def _listen(self) -> None:
         while True:
             await self.worker.channel.wait_readable()

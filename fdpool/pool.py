@@ -280,6 +280,7 @@ class Pool:
         return share(value, self._caller.options.mapping)
 
     @asynccontextmanager
+    @trio.lowlevel.enable_ki_protection
     async def worker(self) -> AsyncIterator[Worker]:
         """Set one worker aside: for use as `async with pool.worker() as worker: await worker.run_sync(…)`.
 

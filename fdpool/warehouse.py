@@ -237,6 +237,7 @@ class Warehouse:
             self.budget.in_flight, self.budget.limit, held.used_bytes, held.idle_bytes, tuple(workers)
         )
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Send news that nothing takes along, and give back idle memory, until cancelled."""
         while True:

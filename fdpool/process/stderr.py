@@ -122,6 +122,7 @@ class StderrPipe:
         if self._own is not None:
             self._unwritten += data
 
+    @trio.lowlevel.enable_ki_protection
     async def _pass_on(self) -> None:
         if self._own is None or not self._unwritten:
             return

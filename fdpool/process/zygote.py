@@ -52,6 +52,7 @@ class Zygote:
         async with trio.open_nursery() as nursery:
             await self._keep_one(nursery)
 
+    @trio.lowlevel.enable_ki_protection
     async def _keep_one(self, nursery: trio.Nursery) -> None:
         """Have one zygote after the other; what they leave behind is read on in *nursery*."""
         history = RestartHistory(self._restart)
@@ -135,6 +136,7 @@ class Zygote:
             await process.attend()
             nursery.cancel_scope.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _await_loading(self, process: ZygoteProcess) -> None:
         with trio.move_on_after(self._ready_timeout):
             await process.loaded.wait()

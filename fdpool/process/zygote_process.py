@@ -143,6 +143,7 @@ class ZygoteProcess:
         self._lifeline.close()
         self._pidfd.close()
 
+    @trio.lowlevel.enable_ki_protection
     async def _listen(self) -> None:
         while True:
             try:
