@@ -326,14 +326,16 @@ async def test_nothing_is_sent_ahead_to_a_worker_whose_call_takes_long(pool: Poo
 
 @asynccontextmanager
 async def stopped_worker(pool: Pool) -> AsyncIterator[int]:
-    """Keep the one worker from receiving anything while the block runs; calls count as short ones."""
+    """Keep the one worker from receiving anything while the block runs; calls count as short ones, however long."""
     pid = await pool.run_sync(tasks.pid)
     os.kill(pid, signal.SIGSTOP)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fdpool.dispatch.OVERDUE_SECONDS", 1000.0)
         pool._dispatcher._average_seconds = 0.0
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGCONT)
+        try:
+            yield pid
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def wait_sent_ahead(pool: Pool) -> None:
