@@ -35,9 +35,13 @@ async def open_background(end: Callable[[], object] | None = None) -> AsyncItera
         return
     # If a scope around all of this was cancelled, the tasks' ends come out as well; they must not hide the failure.
     remainder = _without_cancelled(crash)
-    if remainder is not None:
-        raise BaseExceptionGroup("the block failed, and so did tasks beside it", [failure, remainder])
-    raise failure
+    if remainder is None:
+        raise failure
+    # Nor must that which the crash itself brought upon the block come out of it: its scope is in here.
+    own = _without_cancelled(failure)
+    if own is None:
+        raise remainder
+    raise BaseExceptionGroup("the block failed, and so did tasks beside it", [own, remainder])
 
 
 def _without_cancelled(crash: BaseException | None) -> BaseException | None:

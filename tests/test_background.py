@@ -65,3 +65,13 @@ async def test_cancelling_what_is_around_it_ends_it_quietly() -> None:
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
+
+
+async def test_of_a_crash_nothing_is_left_once_it_is_handled() -> None:
+    async def crash() -> None:
+        raise ValueError("of a task")
+
+    with pytest.RaisesGroup(ValueError):
+        async with open_background() as nursery:
+            nursery.start_soon(crash)
+            await trio.sleep_forever()

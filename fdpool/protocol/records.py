@@ -134,9 +134,17 @@ def _as_plain(value: Any) -> object:
         return f"<a {type(value).__qualname__} whose repr() raised {type(exc).__name__}>"
 
 
+def _as_text(value: Any) -> str:
+    try:
+        return str(_as_plain(value))
+    except ValueError:
+        # Python writes no int of more than some thousand digits, see sys.set_int_max_str_digits.
+        return "<an int of too many digits>"
+
+
 def _cut(fields: Fields) -> bytes:
     """Lay out a record that is too long, leaving out the ends of its longest texts."""
-    texts = {name: value if type(value) is str else str(_as_plain(value)) for name, value in fields.items()}
+    texts = {name: _as_text(value) for name, value in fields.items()}
     sizes = {name: len(text.encode("utf-8", "surrogatepass")) for name, text in texts.items()}
     fields = dict(fields)
     for name, size in sorted(sizes.items(), key=itemgetter(1), reverse=True):

@@ -147,6 +147,14 @@ def test_an_attribute_of_another_kind_that_is_too_long_is_cut_as_text() -> None:
     assert "more characters are missing" in arrived["extra"]
 
 
+def test_an_int_that_python_does_not_write_down_costs_no_record() -> None:
+    number = 10**5000
+    assert there_and_back(number=number)["number"] == number
+    arrived = there_and_back(msg="m" * 100_000, number=number)
+    assert arrived["msg"].startswith("mmm")
+    assert arrived["number"] in (number, "<an int of too many digits>")
+
+
 def test_attributes_too_many_are_left_out_and_counted() -> None:
     arrived = there_and_back(**{f"attribute {number}": number for number in range(10_000)})
     note = "message [… 10000 attributes of this record are missing: there is no room for them]"
