@@ -176,6 +176,14 @@ class Channel(trio.abc.AsyncResource):
                 if message is not None:
                     return message
 
+    def refuse_more(self) -> None:
+        """Have whoever sends to this end from now on be told that it is closed; what was sent can still be received.
+
+        For all who hold this end. See shutdown(2), SHUT_RD.
+        """
+        self._check_open()
+        self._transport.socket.shutdown(socket.SHUT_RD)
+
     def __aiter__(self) -> Self:
         return self
 

@@ -124,7 +124,8 @@ class Life:
                 self.kill()
                 with trio.CancelScope(shield=True):
                     await worker.wait_exit()
-            # What it sent before its end is still in the queue, and counts.
+            # What it sent before its end is still in the queue, and counts. What it left behind could go on for ever.
+            worker.channel.refuse_more()
             self._listen_nowait()
             worker.stderr.drain()
             assert worker.status is not None

@@ -628,3 +628,18 @@ async def test_a_place_of_a_socket_arrives_as_the_file_it_is(pair: tuple[Channel
         [arrived] = message.handles
         assert type(arrived) is OwnedFd
         assert stat.S_ISSOCK(os.fstat(arrived.fileno()).st_mode)
+
+
+async def test_an_end_that_refuses_more_still_gives_what_was_sent(pair: tuple[Channel, Channel]) -> None:
+    left, right = pair
+    await left.send(b"before")
+    right.refuse_more()
+    with pytest.raises(trio.BrokenResourceError):
+        await left.send(b"after")
+    with await right.receive() as message:
+        assert message.payload == b"before"
+    with pytest.raises(trio.WouldBlock):
+        right.receive_nowait()
+    right.close()
+    with pytest.raises(trio.ClosedResourceError):
+        right.refuse_more()
